@@ -1,0 +1,155 @@
+"""The five registries: names in option files -> networks, data sets, losses, metrics and models of this package."""
+
+import ast
+import difflib
+import importlib
+import inspect
+import json
+from collections.abc import Callable, Collection, Iterable
+from pathlib import Path
+from typing import Any
+
+import pydantic
+
+ROOT = Path(__file__).resolve().parents[1]  # the package folder `basicsr`
+
+
+class OptionError(ValueError):
+    """A mistake in an option file or on the command line; `key` is the path of the option inside its section."""
+
+    def __init__(self, message: str, key: tuple[str, ...] = ()):
+        super().__init__(message)
+        self.key = key
+
+
+def suggestion(name: str, known: Collection[str]) -> str:
+    """'did you mean ...?' if a known name is close to `name`, else the list of known names."""
+    near = difflib.get_close_matches(str(name), [str(k) for k in known], n=1, cutoff=0.6)
+    return f'did you mean {near[0]!r}?' if near else f'known: {", ".join(sorted(map(str, known))) or "none"}'
+
+
+def reject_unknown(names: Iterable[str], known: Collection[str], what: str) -> None:
+    """Raise OptionError for the first of `names` that is not in `known`; `what` completes 'is not a known ...'."""
+    for name in names:
+        if name not in known:
+            raise OptionError(f'{name!r} is not a known {what}; {suggestion(name, known)}', (name,))
+
+
+def argument_model(entry: Callable, given: Collection[str]) -> type[pydantic.BaseModel]:
+    """The constructor of `entry` as a pydantic model: its arguments except those in `given` and the variadic ones."""
+    fields: dict[str, Any] = {}
+    for name, parameter in inspect.signature(entry).parameters.items():
+        if name in given or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            continue
+        annotation = Any if parameter.annotation is parameter.empty else parameter.annotation
+        fields[name] = (annotation, ... if parameter.default is parameter.empty else parameter.default)
+    config = pydantic.ConfigDict(arbitrary_types_allowed=True, strict=True, protected_namespaces=())
+    return pydantic.create_model(f'{entry.__name__}Arguments', __config__=config, **fields)
+
+
+def first_fault(error: pydantic.ValidationError) -> tuple[str, tuple[str, ...]]:
+    """The first fault that pydantic found, as one sentence, and the path of the option that has it."""
+    details = [d for d in error.errors() if d['type'] != 'is_instance_of'] or error.errors()
+    detail = details[0]
+    where = tuple(str(part) for part in detail['loc'][:1])
+    if detail['type'] == 'missing':
+        return f'option {where[0]!r} is missing', where
+    message = detail['msg'].replace('Input should be', 'should be')
+    return f'{message[0].lower() + message[1:]}, got {detail["input"]!r}', where
+
+
+def check_arguments(entry: Callable, options: dict, given: Collection[str] = (), what: str = '') -> None:
+    """Raise OptionError unless `entry(**options)` has known names, no missing argument and the annotated types.
+
+    Lists are accepted where a tuple is declared and whole numbers where a float is; nothing else is converted.
+    """
+    known = argument_model(entry, given).model_fields.keys()
+    reject_unknown(options, known, what or f'option of {entry.__name__}')
+    try:
+        argument_model(entry, given).model_validate_json(json.dumps(options))
+    except pydantic.ValidationError as error:
+        message, key = first_fault(error)
+        raise OptionError(f'{message} ({what or entry.__name__})', key) from None
+
+
+class Registry:
+    """Registered classes and functions of one package folder, imported when their names are first asked for.
+
+    A module of the folder is read (not run) to learn which names it registers, so that asking for one network does
+    not import the others. Code outside the tree registers by the same decorator when it is imported.
+    """
+
+    def __init__(self, kind: str, folder: str):
+        self.kind, self.folder = kind, folder
+        self.variable = f'{kind.upper().replace(" ", "_")}_REGISTRY'
+        self._entries: dict[str, Callable] = {}
+        self._modules: dict[str, str] | None = None
+
+    def register(self, name: str | None = None) -> Callable:
+        """Decorator: makes the class or function known by `name`, by default its own name.
+
+        Raises ValueError when another definition already has that name; the same one again is no fault.
+        """
+        def add(entry: Callable) -> Callable:
+            key = name or entry.__name__
+            old = self._entries.get(key)
+            if old is not None and inspect.getsource(old) != inspect.getsource(entry):
+                raise ValueError(f'{self.kind} {key!r} is registered twice: {old.__module__} and {entry.__module__}')
+            self._entries[key] = entry
+            return entry
+        return add
+
+    def names(self) -> list[str]:
+        """All registered names, sorted; imports nothing."""
+        return sorted({*self._entries, *self._index()})
+
+    def get(self, name: str) -> Callable:
+        """The class or function of that name. Raises OptionError with the nearest known names."""
+        if name not in self._entries:
+            module = self._index().get(name)
+            if module is None:
+                raise OptionError(f'{name!r} is not a known {self.kind} (see basicsr/{self.folder}/); '
+                                  f'{suggestion(name, self.names())}', ('type',))
+            importlib.import_module(module)
+        return self._entries[name]
+
+    def check(self, section: dict, given: Collection[str] = ()) -> None:
+        """Raise OptionError unless `build(section, **given)` would find its entry and all arguments in order."""
+        entry, options = self._split(section)
+        check_arguments(entry, options, given)
+
+    def build(self, section: dict, **given: Any) -> Any:
+        """Call the entry named by `section['type']` with the other options; `given` are arguments no file sets."""
+        entry, options = self._split(section)
+        check_arguments(entry, options, given.keys())
+        return entry(**options, **given)
+
+    def _split(self, section: dict) -> tuple[Callable, dict]:
+        if not isinstance(section, dict) or not isinstance(section.get('type'), str):
+            raise OptionError(f"a {self.kind} needs an option 'type'; {suggestion('', self.names())}", ('type',))
+        return self.get(section['type']), {k: v for k, v in section.items() if k != 'type'}
+
+    def _index(self) -> dict[str, str]:
+        if self._modules is None:
+            self._modules = {}
+            for path in sorted((ROOT / self.folder).glob('*.py')):
+                for name in self._registered_names(path):
+                    self._modules[name] = f'basicsr.{self.folder}.{path.stem}'
+        return self._modules
+
+    def _registered_names(self, path: Path) -> Iterable[str]:
+        text = path.read_text(encoding='utf-8')
+        if self.variable not in text:
+            return
+        for node in ast.parse(text).body:
+            for decorator in getattr(node, 'decorator_list', ()):
+                if ast.unparse(decorator).startswith(f'{self.variable}.register('):
+                    arguments = decorator.args
+                    yield ast.literal_eval(arguments[0]) if arguments else node.name
+
+
+ARCH_REGISTRY = Registry('arch', 'archs')
+DATASET_REGISTRY = Registry('dataset', 'data')
+LOSS_REGISTRY = Registry('loss', 'losses')
+METRIC_REGISTRY = Registry('metric', 'metrics')
+MODEL_REGISTRY = Registry('model', 'models')
