@@ -1,0 +1,82 @@
+"""Windows of an image: partition and merge, the mask of shifted windows, the relative position index, row orders.
+
+The only copies in this project. No tensor here has more than five dimensions, so that networks built on it export.
+"""
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+def window_partition(x: Tensor, window_size: int) -> Tensor:
+    """(b, h, w, c) -> (b * windows, window_size^2, c), windows and pixels in raster order; h and w are multiples."""
+    b, h, w, c = x.shape
+    strips = x.reshape(b * (h // window_size), window_size, w // window_size, window_size * c)
+    return strips.transpose(1, 2).reshape(-1, window_size**2, c)
+
+
+def window_merge(windows: Tensor, window_size: int, h: int, w: int) -> Tensor:
+    """The inverse of window_partition: (b * windows, window_size^2, c) -> (b, h, w, c)."""
+    c = windows.shape[-1]
+    strips = windows.reshape(-1, w // window_size, window_size, window_size * c)
+    return strips.transpose(1, 2).reshape(-1, h, w, c)
+
+
+def relative_position_index(window_size: int, device: torch.device | None = None) -> Tensor:
+    """(n, n) int64 for n = window_size^2: the row of a (2 * window_size - 1)^2 bias table for each pair of pixels."""
+    pixel = torch.arange(window_size**2, device=device)
+    y, x = pixel // window_size, pixel % window_size
+    dy, dx = y[:, None] - y + window_size - 1, x[:, None] - x + window_size - 1
+    return dy * (2 * window_size - 1) + dx
+
+
+def shift_mask(h: int, w: int, window_size: int, device: torch.device | None = None) -> Tensor:
+    """(windows, n, n) float32, n = window_size^2: added to the logits of an image rolled by -(window_size // 2).
+
+    0 where two pixels were neighbours before the roll, -100 where only the roll brought them together. Only windows
+    of the last row and column have such pairs.
+    """
+    def labels(size: int) -> Tensor:
+        place = torch.arange(size, device=device)
+        return (place >= size - window_size).long() + (place >= size - window_size // 2).long()
+
+    region = 3 * labels(h)[:, None] + labels(w)
+    region = window_partition(region[None, :, :, None], window_size).squeeze(-1)
+    return (region[:, :, None] != region[:, None]) * -100.0
+
+
+class WindowPlan(NamedTuple):
+    """How the rows of (b * h * w, c) tokens form windows, grouped by the mask that they need.
+
+    order: row of the tokens for every row of the windows; inverse: the way back.
+    groups: (number of windows, mask (n, n) or None) one after another; masked groups exist in shifted plans only.
+    """
+
+    order: Tensor
+    inverse: Tensor
+    groups: tuple[tuple[int, Tensor | None], ...]
+
+
+@lru_cache(maxsize=8)  # an order takes 16 bytes a token: big images must not pile up
+def window_plan(b: int, h: int, w: int, window_size: int, shift: int, device: torch.device) -> WindowPlan:
+    """The plan for b images of h x w pixels, rolled by -shift; h and w are multiples of window_size.
+
+    A shifted image has just four masks: none in the interior, one in the last column, one in the last row, and one
+    in the corner. Windows are sorted by mask, so that a mask is never repeated over windows.
+    """
+    with torch.inference_mode(False):  # the plan outlives the mode of the call that happened to make it
+        rows = torch.arange(b * h * w, device=device).view(b, h, w, 1)
+        if not shift:
+            order = window_partition(rows, window_size).flatten()
+            return WindowPlan(order, order.argsort(), ((len(order) // window_size**2, None),))
+        tall, wide = h // window_size, w // window_size
+        windows = window_partition(rows.roll((-shift, -shift), (1, 2)), window_size)
+        windows = windows.view(b, tall, wide, window_size**2)
+        parts = (windows[:, :-1, :-1], windows[:, :-1, -1:], windows[:, -1:, :-1], windows[:, -1:, -1:])
+        order = torch.cat([part.flatten() for part in parts])
+        masks = shift_mask(2 * window_size, 2 * window_size, window_size, device)
+        groups = tuple((part.shape[:3].numel(), None if i == 0 else masks[i])
+                       for i, part in enumerate(parts) if part.numel())
+        return WindowPlan(order, order.argsort(), groups)
