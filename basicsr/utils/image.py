@@ -16,10 +16,12 @@ __all__ = [
     'MAX_SIDE',
     'crop_border',
     'decode_image',
+    'decode_pixels',
     'img2tensor',
     'make_grid',
     'min_max_scale',
     'read_image',
+    'scaled_to_float',
     'tensor2img',
     'tensor2img_fast',
     'to_float',
@@ -45,12 +47,28 @@ def read_image(path: str | Path, max_pixels: int = MAX_PIXELS, max_side: int = M
 
 def decode_image(data: bytes, name: str, max_pixels: int = MAX_PIXELS, max_side: int = MAX_SIDE) -> np.ndarray:
     """The bytes of an image file as read_image gives them; `name` is for messages, its suffix (if any) is checked."""
+    return np.ascontiguousarray(scaled_to_float(decode_pixels(data, name, max_pixels, max_side)))
+
+
+def decode_pixels(data: bytes, name: str, max_pixels: int = MAX_PIXELS, max_side: int = MAX_SIDE) -> np.ndarray:
+    """The bytes of an image file as (h, w, 3) RGB in its own integer type (float images: float32 in [0, 1]).
+
+    A data set crops before it converts to float: so much less is converted. Errors as of read_image.
+    """
     pixels = decode(data, name, max_pixels, max_side)
     promised = expected_format(name)
     if promised not in (None, pixels.format):
         raise ValueError(f'{name} is mislabelled: its content is {pixels.format}; rename it')
-    color = to_float(pixels, name)[..., : 1 if pixels.array.shape[2] < 3 else 3]
-    return np.ascontiguousarray(np.broadcast_to(color, (*color.shape[:2], 3)))
+    array = pixels.array if pixels.array.dtype != np.float32 else to_float(pixels, name)
+    color = array[..., : 1 if array.shape[2] < 3 else 3]
+    return np.broadcast_to(color, (*color.shape[:2], 3))
+
+
+def scaled_to_float(pixels: np.ndarray) -> np.ndarray:
+    """Integer pixels as float32, their type's maximum at 1; float32 as it is."""
+    if pixels.dtype == np.float32:
+        return pixels
+    return pixels.astype(np.float32) / np.float32(np.iinfo(pixels.dtype).max)
 
 
 def to_float(pixels: Pixels, name: str) -> np.ndarray:
@@ -59,8 +77,8 @@ def to_float(pixels: Pixels, name: str) -> np.ndarray:
     Float values slightly outside [0, 1] (ringing, to 0.5 beyond) are clipped; others raise ValueError.
     """
     array = pixels.array
-    if array.dtype in (np.uint8, np.uint16):
-        return array.astype(np.float32) / np.float32(np.iinfo(array.dtype).max)
+    if array.dtype != np.float32:
+        return scaled_to_float(array)
     low, high = float(array.min()), float(array.max())
     if not (low >= -0.5 and high <= 1.5):
         raise ValueError(f'{name} has float values from {low:g} to {high:g}; scale them to [0, 1] first')
@@ -68,10 +86,10 @@ def to_float(pixels: Pixels, name: str) -> np.ndarray:
 
 
 def write_image(path: str | Path, image: np.ndarray, icc: bytes | None = None, quality: int = 95) -> None:
-    """Write (h, w, 3) RGB or (h, w) gray, uint8 or uint16, in the format of the suffix, at once or not at all.
+    """Write (h, w, 3) RGB, (h, w) gray, or these with alpha, uint8 or uint16: at once or not at all.
 
-    Makes missing folders. Raises OSError naming the path if it cannot be written, ValueError for what the format
-    cannot hold (16 bits: PNG and TIFF only).
+    The suffix gives the format. Makes missing folders. Raises OSError naming the path if it cannot be written,
+    ValueError for what the format cannot hold (16 bits: PNG and TIFF only).
     """
     path = Path(path)
     try:

@@ -24,6 +24,8 @@ FORMATS = {
     '.bmp': 'BMP',
 }
 IMAGE_SUFFIXES = tuple(FORMATS)
+HOLDS_ALPHA = ('PNG', 'WEBP', 'TIFF')
+HOLDS_16_BITS = ('PNG', 'TIFF')
 MAX_PIXELS = 2**28
 MAX_SIDE = 2**17
 _TIFF_STARTS = (b'II*\0', b'MM\0*', b'II+\0', b'MM\0+')
@@ -74,7 +76,7 @@ def encode(array: np.ndarray, suffix: str, icc: bytes | None = None, quality: in
     """File bytes of an (h, w) or (h, w, c) uint8 or uint16 array, channels as in Pixels.
 
     JPEG is written at `quality` without chroma subsampling, WebP without loss. Raises ValueError for what the format
-    cannot hold: alpha in JPEG, 16 bits outside PNG and TIFF, sides beyond its limit.
+    cannot hold: alpha in JPEG and BMP, 16 bits outside PNG and TIFF, sides beyond its limit.
     """
     suffix = suffix.lower()
     kind = FORMATS.get(suffix)
@@ -85,17 +87,15 @@ def encode(array: np.ndarray, suffix: str, icc: bytes | None = None, quality: in
     limit = {'JPEG': 65535, 'WEBP': 16383}.get(kind, 2**31 - 1)
     if max(height, width) > limit:
         raise ValueError(f'{kind} holds at most {limit} pixels a side, not {width}x{height}; use .png or .tif')
-    if kind == 'JPEG' and channels in (2, 4):
-        raise ValueError('JPEG cannot hold an alpha channel; use .png')
+    if channels in (2, 4) and kind not in HOLDS_ALPHA:
+        raise ValueError(f'{kind} cannot hold an alpha channel; use .png')
     if array.dtype == np.uint16:
-        if kind not in ('PNG', 'TIFF'):
+        if kind not in HOLDS_16_BITS:
             raise ValueError(f'{kind} cannot hold 16 bits a channel; use .png or .tif')
         return _png16(array, icc) if kind == 'PNG' else _tiff16(array, icc)
     if array.dtype != np.uint8:
         raise ValueError(f'an image is written from uint8 or uint16, not {array.dtype}')
     image = Image.fromarray(np.ascontiguousarray(array[..., 0] if channels == 1 else array))
-    if kind == 'BMP' and image.mode == 'LA':
-        image = image.convert('RGBA')
     options = {
         'JPEG': {'quality': quality, 'subsampling': 0},
         'WEBP': {'lossless': True, 'exact': True},
