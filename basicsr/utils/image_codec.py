@@ -196,7 +196,8 @@ def _with_opencv(data: bytes) -> np.ndarray:
     """(h, w) or (h, w, c) in the file's depth, RGB order."""
     import cv2
 
-    cv2.setLogLevel(0)  # its complaint about a damaged file would come on top of ours
+    logging = cv2.utils.logging
+    logging.setLogLevel(logging.LOG_LEVEL_SILENT)  # its complaint about a damaged file would come on top of ours
     array = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     if array is None:
         raise ValueError('the file is damaged')
@@ -253,7 +254,7 @@ def _deep_tiff(data: bytes, tags: dict) -> np.ndarray:
         raise ValueError(f'a {tags[258]}-bit TIFF of this layout is not supported')
     if array.dtype != np.uint16:
         array = array.astype(np.float32)
-    if samples == 4 and alpha not in ((1,), (2,)):
+    if samples == 4 and alpha == (0,):  # unspecified; where the tag is missing, alpha is meant (OpenCV writes so)
         array = array[..., :3]
     elif samples == 4 and alpha == (1,):  # stored multiplied by alpha
         white = 65535 if array.dtype == np.uint16 else 1
@@ -272,30 +273,29 @@ def _png16(array: np.ndarray, icc: bytes | None) -> bytes:
         return struct.pack('>I', len(content)) + kind + content + struct.pack('>I', zlib.crc32(kind + content))
 
     height, width, channels = array.shape
-    rows = np.ascontiguousarray(array.astype('>u2')).view(np.uint8).reshape(height, -1)
-    left = np.pad(rows, ((0, 0), (2 * channels, 0)))[:, : rows.shape[1]]
-    above = np.pad(rows, ((1, 0), (0, 0)))[:-1]
-    average = ((left.astype(np.uint16) + above) // 2).astype(np.uint8)
-    filtered = np.stack([rows, rows - left, rows - above, rows - average])
-    best = np.abs(filtered.view(np.int8).astype(np.int16)).sum(2, dtype=np.int64).argmin(0)
-    chosen = filtered[best, np.arange(height)]
-    pixels = np.concatenate([best.astype(np.uint8)[:, None], chosen], axis=1)
+    compressor, pixels = zlib.compressobj(6), []
+    step = max(1, 2**20 // (width * channels))  # rows at a time: the four candidates of a large image need much memory
+    for top in range(0, height, step):
+        rows = array[max(0, top - 1) : top + step].astype('>u2').view(np.uint8).reshape(-1, 2 * width * channels)
+        above = rows[:-1] if top else np.concatenate([np.zeros_like(rows[:1]), rows[:-1]])
+        rows = rows[1:] if top else rows
+        left = np.pad(rows, ((0, 0), (2 * channels, 0)))[:, : rows.shape[1]]
+        average = ((left.astype(np.uint16) + above) // 2).astype(np.uint8)
+        filtered = np.stack([rows, rows - left, rows - above, rows - average])
+        best = np.abs(filtered.view(np.int8).astype(np.int16)).sum(2, dtype=np.int64).argmin(0)
+        chosen = filtered[best, np.arange(len(rows))]
+        pixels.append(compressor.compress(np.concatenate([best.astype(np.uint8)[:, None], chosen], axis=1).tobytes()))
+    pixels.append(compressor.flush())
     header = struct.pack('>IIBBBBB', width, height, 16, {1: 0, 2: 4, 3: 2, 4: 6}[channels], 0, 0, 0)
     profile = chunk(b'iCCP', b'ICC profile\0\0' + zlib.compress(icc)) if icc else b''
-    return (
-        _PNG_START
-        + chunk(b'IHDR', header)
-        + profile
-        + chunk(b'IDAT', zlib.compress(pixels.tobytes(), 6))
-        + chunk(b'IEND', b'')
-    )
+    return _PNG_START + chunk(b'IHDR', header) + profile + chunk(b'IDAT', b''.join(pixels)) + chunk(b'IEND', b'')
 
 
 def _tiff16(array: np.ndarray, icc: bytes | None) -> bytes:
     """A 16-bit deflate-compressed TIFF in one strip with 1 to 4 channels."""
     height, width, channels = array.shape
     strip = zlib.compress(np.ascontiguousarray(array.astype('<u2')).tobytes(), 6)
-    start = b'II*\0' + struct.pack('<I', 8 + len(strip) + len(strip) % 2)
+    start = b'II*\0\x08\0\0\0'  # the directory follows at byte 8
     directory = TiffImagePlugin.ImageFileDirectory_v2(start)
     values = {
         256: width,
@@ -303,7 +303,7 @@ def _tiff16(array: np.ndarray, icc: bytes | None) -> bytes:
         258: (16,) * channels,
         259: 8,
         262: 2 if channels > 2 else 1,
-        273: 8,
+        273: 0,  # counted from the end of the directory
         277: channels,
         278: height,
         279: len(strip),
@@ -317,6 +317,6 @@ def _tiff16(array: np.ndarray, icc: bytes | None) -> bytes:
     for tag, value in values.items():
         directory[tag] = value
     stream = io.BytesIO()
-    stream.write(start + strip + b'\0' * (len(strip) % 2))
+    stream.write(start)
     directory.save(stream)
-    return stream.getvalue()
+    return stream.getvalue() + strip
