@@ -276,7 +276,12 @@ def _png16(array: np.ndarray, icc: bytes | None) -> bytes:
     compressor, pixels = zlib.compressobj(6), []
     step = max(1, 2**20 // (width * channels))  # rows at a time: the four candidates of a large image need much memory
     for top in range(0, height, step):
-        rows = array[max(0, top - 1) : top + step].astype('>u2').view(np.uint8).reshape(-1, 2 * width * channels)
+        rows = (
+            array[max(0, top - 1) : top + step]
+            .astype('>u2', order='C')
+            .view(np.uint8)
+            .reshape(-1, 2 * width * channels)
+        )
         above = rows[:-1] if top else np.concatenate([np.zeros_like(rows[:1]), rows[:-1]])
         rows = rows[1:] if top else rows
         left = np.pad(rows, ((0, 0), (2 * channels, 0)))[:, : rows.shape[1]]
