@@ -1,4 +1,4 @@
-"""One reference case: what was built, its inputs, the published outputs, and weights that follow from names and shapes."""
+"""One reference case: what was built, its inputs and published outputs, and weights made from names and shapes."""
 
 import json
 import zlib
@@ -41,7 +41,7 @@ class Case:
 
     @property
     def weights(self) -> dict[str, Tensor]:
-        """The filled tensor of every entry of the published layout, without the overrides and exceptions of the JSON."""
+        """The filled tensor of every entry of the published layout, without the exceptions that the JSON names."""
         return {name: filled(name, shape) for name, shape in self.spec['layout'].items()}
 
     def fill(self, net: nn.Module) -> nn.Module:
@@ -78,7 +78,7 @@ def filled(name: str, shape: list[int] | tuple[int, ...]) -> Tensor:
     for norm weights and running variances, by 0.1 for everything else.
     """
     # The legacy generator's stream never changes, which is what makes the weights reproducible.
-    noise = np.random.RandomState(zlib.crc32(name.encode())).standard_normal(tuple(shape))  # noqa: NPY002
+    noise = np.random.RandomState(zlib.crc32(name.encode())).standard_normal(tuple(shape))
     leaf = name.rpartition('.')[2]
     if leaf == 'running_var':
         value = 1 + 0.1 * np.abs(noise)
@@ -93,7 +93,7 @@ def filled(name: str, shape: list[int] | tuple[int, ...]) -> Tensor:
 
 def image(seed: int, n: int, c: int, h: int, w: int) -> Tensor:
     """A smooth random image batch (n, c, h, w) in [0, 1]: six plane waves per channel."""
-    state = np.random.RandomState(seed)  # noqa: NPY002 (its stream never changes)
+    state = np.random.RandomState(seed)
     y, x = np.mgrid[:h, :w]
     waves = np.zeros((n, c, h, w))
     for channel in waves.reshape(-1, h, w):
