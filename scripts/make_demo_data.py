@@ -26,15 +26,24 @@ ROOT = Path(__file__).resolve().parents[1]
 # Photographs of scikit-image that are free by its own documentation. None is in both tables: testset/README.md has
 # their origins, and why the other pictures of scikit-image are not here.
 TEST_CROPS = {  # file: {name of the crop: (top, left, height, width)}, sides divisible by 12
-    'astronaut.png': {'astronaut_face': (0, 132, 252, 216), 'astronaut_flag': (0, 0, 252, 132),
-                      'astronaut_patch': (260, 72, 252, 252)},
+    'astronaut.png': {
+        'astronaut_face': (0, 132, 252, 216),
+        'astronaut_flag': (0, 0, 252, 132),
+        'astronaut_patch': (260, 72, 252, 252),
+    },
     'chelsea.png': {'chelsea_left': (0, 0, 300, 228), 'chelsea_right': (0, 228, 300, 216)},
     'coffee.png': {'coffee_left': (0, 0, 396, 300), 'coffee_right': (0, 300, 396, 300)},
     'rocket.jpg': {'rocket_towers': (156, 240, 264, 396)},
 }
 TRAIN_SCALES = {  # file: reduction that makes its finest details sharp (soft scans and JPEGs teach little as they are)
-    'brick.png': 0.6, 'camera.png': 1.0, 'coins.png': 1.0, 'grass.png': 1.0, 'gravel.png': 1.0,
-    'hubble_deep_field.jpg': 0.5, 'ihc.png': 0.75, 'retina.jpg': 0.25,
+    'brick.png': 0.6,
+    'camera.png': 1.0,
+    'coins.png': 1.0,
+    'grass.png': 1.0,
+    'gravel.png': 1.0,
+    'hubble_deep_field.jpg': 0.5,
+    'ihc.png': 0.75,
+    'retina.jpg': 0.25,
 }
 SUB_IMAGE, STEP = 256, 64
 COPIES = (1.0, 0.75, 0.55)  # each photograph again at these sizes: other sharpness, other sizes of things
@@ -69,7 +78,7 @@ def make_testset(out: Path) -> None:
     for name, crops in TEST_CROPS.items():
         image = photograph(name)
         for crop, (top, left, height, width) in crops.items():
-            save(out / 'gt' / f'{crop}.png', image[top:top + height, left:left + width])
+            save(out / 'gt' / f'{crop}.png', image[top : top + height, left : left + width])
     for name, scale in TRAIN_SCALES.items():
         image = shrink(photograph(name), scale)
         height, width = (side // 12 * 12 for side in image.shape[:2])
@@ -102,7 +111,7 @@ def make_sub_images(photographs: Path, out: Path) -> None:
             image = shrink(whole, copy)
             places = [(top, left) for top in starts(image.shape[0]) for left in starts(image.shape[1])]
             for number, (top, left) in enumerate(places, 1):
-                part = image[top:top + SUB_IMAGE, left:left + SUB_IMAGE]
+                part = image[top : top + SUB_IMAGE, left : left + SUB_IMAGE]
                 name = f'{path.stem}_{round(100 * copy)}_s{number:03d}.png'
                 save(out / name, part if copy == 1 else tint(part, number))
 
@@ -124,9 +133,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument('--num', type=int, default=800, help='procedural images of --train (default 800)')
     parser.add_argument('--workers', type=int, default=os.cpu_count() or 1, help='processes (default: all cores)')
     args = parser.parse_args(arguments)
-    faults = [(not (args.testset or args.train), 'give --train FOLDER or --testset FOLDER'),
-              (args.num < 1, f'--num must be at least 1, got {args.num}'),
-              (args.workers < 1, f'--workers must be at least 1, got {args.workers}')]
+    faults = [
+        (not (args.testset or args.train), 'give --train FOLDER or --testset FOLDER'),
+        (args.num < 1, f'--num must be at least 1, got {args.num}'),
+        (args.workers < 1, f'--workers must be at least 1, got {args.workers}'),
+    ]
     for wrong, message in faults:
         if wrong:
             parser.exit(2, f'{parser.prog}: {message}\n')

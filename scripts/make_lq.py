@@ -57,7 +57,7 @@ def make(gt_path: Path, lq: Path, scale: int, cropped_gt: Path | None) -> None:
     if whole and is_made(lq_path, gt_path, (width // scale, height // scale)):
         return
     gt = read_image(gt_path)
-    gt = gt[:gt.shape[0] // scale * scale, :gt.shape[1] // scale * scale]
+    gt = gt[: gt.shape[0] // scale * scale, : gt.shape[1] // scale * scale]
     if cropped_path is not None:
         write_image(cropped_path, np.rint(gt * 255).astype(np.uint8))
     write_image(lq_path, bicubic_lq(gt, scale))
@@ -73,8 +73,10 @@ def make_folder(gt: Path, lq: Path, scale: int, workers: int = 1, cropped_gt: Pa
         raise ValueError(f'no images in {gt}')
     odd = [path for path in paths if any(side % scale for side in size_of(path))] if cropped_gt is None else []
     if odd:
-        raise ValueError(f'{len(odd)} images have sides that are no multiple of {scale}, first {odd[0]}; '
-                         'give --cropped-gt FOLDER for gt without the odd rows and columns')
+        raise ValueError(
+            f'{len(odd)} images have sides that are no multiple of {scale}, first {odd[0]}; '
+            'give --cropped-gt FOLDER for gt without the odd rows and columns'
+        )
     job = partial(make, lq=lq, scale=scale, cropped_gt=cropped_gt)
     progress = partial(tqdm, total=len(paths), desc=f'lq x{scale}', unit='image')
     if workers == 1:

@@ -46,8 +46,9 @@ def make(index: int, out: Path, size: int, seed: int, kinds: Sequence[str]) -> N
     partial_path.replace(path)
 
 
-def make_images(out: Path, num: int, size: int = 256, seed: int = 0, kinds: Sequence[str] = tuple(KINDS),
-                workers: int = 1) -> None:
+def make_images(
+    out: Path, num: int, size: int = 256, seed: int = 0, kinds: Sequence[str] = tuple(KINDS), workers: int = 1
+) -> None:
     """Make images 0 to num - 1 in the folder `out`, by `workers` processes."""
     out.mkdir(parents=True, exist_ok=True)
     job = partial(make, out=out, size=size, seed=seed, kinds=tuple(kinds))
@@ -71,11 +72,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument('--workers', type=int, default=os.cpu_count() or 1, help='processes (default: all cores)')
     args = parser.parse_args(arguments)
     unknown = [kind for kind in args.kinds if kind not in KINDS]
-    faults = [(unknown, f'--kinds: {" ".join(unknown)} not known; known: {" ".join(KINDS)}'),
-              (args.num < 1, f'--num must be at least 1, got {args.num}'),
-              (not 32 <= args.size <= 2048, f'--size must be 32 to 2048, got {args.size}'),
-              (args.seed < 0, f'--seed must be at least 0, got {args.seed}'),
-              (args.workers < 1, f'--workers must be at least 1, got {args.workers}')]
+    faults = [
+        (unknown, f'--kinds: {" ".join(unknown)} not known; known: {" ".join(KINDS)}'),
+        (args.num < 1, f'--num must be at least 1, got {args.num}'),
+        (not 32 <= args.size <= 2048, f'--size must be 32 to 2048, got {args.size}'),
+        (args.seed < 0, f'--seed must be at least 0, got {args.seed}'),
+        (args.workers < 1, f'--workers must be at least 1, got {args.workers}'),
+    ]
     for wrong, message in faults:
         if wrong:
             parser.exit(2, f'{parser.prog}: {message}\n')

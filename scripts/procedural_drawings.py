@@ -105,12 +105,12 @@ def paint(canvas: Array, points: Array, colour: Array, texture: Array | None, sh
     high = np.minimum(np.ceil(points.max(0)).astype(int) + 2 * shadow + 2, canvas.shape[1::-1])
     if (high <= low).any():
         return
-    window = np.s_[low[1]:high[1], low[0]:high[0]]
+    window = np.s_[low[1] : high[1], low[0] : high[0]]
     mask = np.zeros(canvas[window].shape[:2], np.uint8)
     cv2.fillPoly(mask, [fixed(points - low)], 1, shift=3)
     if shadow:
         canvas[window] *= 1 - 0.6 * cv2.blur(mask.astype(np.float32), (2 * shadow + 1, 2 * shadow + 1))[..., None]
-    y, x = np.mgrid[:mask.shape[0], :mask.shape[1]].astype(np.float32)
+    y, x = np.mgrid[: mask.shape[0], : mask.shape[1]].astype(np.float32)
     level = shade[0] * (x / mask.shape[1] - 0.5) + shade[1] * (y / mask.shape[0] - 0.5)
     if texture is not None:
         level = level + texture[window]
@@ -119,15 +119,14 @@ def paint(canvas: Array, points: Array, colour: Array, texture: Array | None, sh
 
 def draw_leaves(rng: Generator, side: int, unit: int) -> Array:
     """Dead leaves: textured, shaded shapes hide one another, number ~ radius^-slope; the first are at times blurred."""
-    textures = [noise(rng, side, 1.0), noise(rng, side, 1.6, rng.uniform(1, 12)), grating(rng, side, unit),
-                noise(rng, side, 0.5)]
+    textures = [noise(rng, side, 1.0), noise(rng, side, 1.6, rng.uniform(1, 12)), grating(rng, side, unit)]
+    textures.append(noise(rng, side, 0.5))
     colours = palette(rng, 40)
-    canvas = np.empty((side, side, 3), np.float32)
-    canvas[:] = colours[0]
+    canvas = np.full((side, side, 3), colours[0], np.float32)
     smallest, largest = unit * np.exp(rng.uniform(np.log(1.5), np.log(10))), side * rng.uniform(0.2, 0.6)
     power = 1 - rng.uniform(1.5, 3)  # of the share of shapes larger than r
     radii = rng.uniform(largest**power, smallest**power, 4000) ** (1 / power)
-    radii = radii[:max(40, int(np.searchsorted(np.cumsum(2 * radii**2), 5 * side * side)))]
+    radii = radii[: max(40, int(np.searchsorted(np.cumsum(2 * radii**2), 5 * side * side)))]
     count = len(radii)
     radii[:10] = side * rng.uniform(0.3, 0.7, 10)  # so that no bare ground stays
     blurred_at = int(count * rng.uniform(0.3, 0.9)) if rng.random() < 0.4 else -1
@@ -155,9 +154,8 @@ def font(size: int) -> ImageFont.FreeTypeFont:
 def word(rng: Generator) -> str:
     """A word of random letters with the frequencies of English; sometimes a capital, a number or a full stop."""
     letters = ''.join(rng.choice(list(LETTERS), rng.integers(1, 10)))
-    style = rng.integers(5)
-    return {0: letters.upper(), 1: letters.capitalize(), 2: letters.lower() + rng.choice(list('.,;:!?')),
-            3: str(rng.integers(0, 10**6))}.get(int(style), letters.lower())
+    style, mark, number = rng.integers(5), rng.choice(list('.,;:!?')), rng.integers(0, 10**6)
+    return [letters.upper(), letters.capitalize(), letters.lower() + mark, str(number), letters.lower()][style]
 
 
 def warp(rng: Generator, image: Array, amount: float) -> Array:
@@ -222,8 +220,7 @@ def draw_lines(rng: Generator, side: int, unit: int) -> Array:
     for _ in range(rng.integers(15, 60)):
         colour = inks[rng.choice(3, p=[0.7, 0.15, 0.15])].tolist()
         width = max(1, int(unit * np.exp(rng.uniform(np.log(0.6), np.log(4)))))
-        kind = rng.integers(4)
-        centre = rng.uniform(0, side, 2)
+        kind, centre = rng.integers(4), rng.uniform(0, side, 2)
         if kind == 0:
             stroke(canvas, [fixed(curve(rng, side))], False, colour, width)
         elif kind == 1:
@@ -262,10 +259,10 @@ def draw_clouds(rng: Generator, side: int, unit: int) -> Array:
 
 def draw_gradients(rng: Generator, side: int, unit: int) -> Array:
     """Smoothly shaded bodies with clean outlines, highlights and cast shadows, as of porcelain, metal and cloth."""
-    y, x = np.mgrid[:side, :side].astype(np.float32) / side
+    y, x = (np.mgrid[:side, :side].astype(np.float32) / side)[..., None]
     corner = palette(rng, 4)
-    canvas = ((corner[0] * (1 - x)[..., None] + corner[1] * x[..., None]) * (1 - y)[..., None]
-              + (corner[2] * (1 - x)[..., None] + corner[3] * x[..., None]) * y[..., None]).astype(np.float32)
+    top, bottom = corner[0] * (1 - x) + corner[1] * x, corner[2] * (1 - x) + corner[3] * x
+    canvas = (top * (1 - y) + bottom * y).astype(np.float32)
     light = rng.normal(0, 1, 2)
     light /= np.linalg.norm(light)
     for colour in palette(rng, rng.integers(4, 16)):
@@ -273,45 +270,46 @@ def draw_gradients(rng: Generator, side: int, unit: int) -> Array:
         points = outline(rng, radius)
         paint(canvas, points + centre, colour, None, 110 * rng.uniform(0, 1) * light, int(rng.integers(0, 6) * unit))
         for inset in rng.uniform(0.3, 0.95, rng.integers(0, 4)):  # rims and reflections
-            paint(canvas, points * inset + centre - radius * 0.1 * light, colour + rng.normal(0, 45), None,
-                  rng.uniform(-90, 90) * light, 0)
+            inner, tone = points * inset + centre - radius * 0.1 * light, colour + rng.normal(0, 45)
+            paint(canvas, inner, tone, None, rng.uniform(-90, 90) * light, 0)
         if rng.random() < 0.5:
             spot = centre - light * radius * 0.4 + outline(rng, radius * rng.uniform(0.05, 0.2))
             paint(canvas, spot, np.full(3, 250.0), None, np.zeros(2), 0)
     return canvas
 
 
+def span(start: int, length: int) -> slice:
+    """`length` rows or columns from `start`, without those before the canvas."""
+    return slice(max(start, 0), max(start + length, 0))
+
+
 def draw_facade(rng: Generator, side: int, unit: int) -> Array:
     """A wall, bare or of bricks, with rows of windows, bars and ledges, in perspective."""
     wall, frame, glass, seam = palette(rng, 4)
-    canvas = np.empty((side, side, 3), np.float32)
-    canvas[:] = wall + 6 * noise(rng, side, 1.2)[..., None]
+    canvas = wall + 6 * noise(rng, side, 1.2)[..., None]
     if rng.random() < 0.5:
         tall, joint = int(unit * rng.uniform(3, 9)), max(1, int(unit * rng.uniform(0.4, 1.2)))
         for row, top in enumerate(range(0, side, tall)):
             for left in range(-(row % 2) * tall, side, 2 * tall):
-                canvas[top:top + tall, max(left, 0):max(left + 2 * tall, 0)] += rng.normal(0, 9)
-                canvas[top:top + tall, max(left, 0):max(left + joint, 0)] = seam
-            canvas[top:top + joint] = seam
+                canvas[span(top, tall), span(left, 2 * tall)] += rng.normal(0, 9)
+                canvas[span(top, tall), span(left, joint)] = seam
+            canvas[span(top, joint)] = seam
     pitch_x, pitch_y = (unit * np.exp(rng.uniform(np.log(14), np.log(80), 2))).astype(int)
     width, height = int(pitch_x * rng.uniform(0.4, 0.9)), int(pitch_y * rng.uniform(0.4, 0.9))
     border, bars = max(1, int(unit * rng.uniform(0.6, 2.5))), rng.integers(0, 4, 2)
     reflections = 25 * noise(rng, side, 1.6)[..., None]
     for top in range(int(rng.integers(pitch_y)) - pitch_y, side, pitch_y):
-        canvas[max(top - border, 0):max(top, 0)] *= rng.choice([1, 0.7])  # ledge
+        canvas[span(top - border, border)] *= rng.choice([1, 0.7])  # ledge
         for left in range(-pitch_x // 2, side, pitch_x):
-            window = np.s_[max(top, 0):max(top + height, 0), max(left, 0):max(left + width, 0)]
-            pane = np.s_[max(top + border, 0):max(top + height - border, 0),
-                         max(left + border, 0):max(left + width - border, 0)]
-            canvas[window] = frame
+            rows, columns = span(top, height), span(left, width)
+            pane = span(top + border, height - 2 * border), span(left + border, width - 2 * border)
+            canvas[rows, columns] = frame
             canvas[pane] = glass + rng.normal(0, 25) + reflections[pane]
             for bar in range(bars[0]):
-                at = left + (bar + 1) * width // (bars[0] + 1)
-                canvas[window[0], max(at, 0):max(at + border, 0)] = frame
+                canvas[rows, span(left + (bar + 1) * width // (bars[0] + 1), border)] = frame
             for bar in range(bars[1]):
-                at = top + (bar + 1) * height // (bars[1] + 1)
-                canvas[max(at, 0):max(at + border, 0), window[1]] = frame
-            canvas[max(top + height, 0):max(top + height + border, 0), window[1]] *= 0.6  # sill
+                canvas[span(top + (bar + 1) * height // (bars[1] + 1), border), columns] = frame
+            canvas[span(top + height, border), columns] *= 0.6  # sill
     return warp(rng, canvas, rng.uniform(0, 0.35))
 
 
@@ -320,9 +318,10 @@ def draw_foliage(rng: Generator, side: int, unit: int) -> Array:
     sky, bark, *greens = palette(rng, 10)
     canvas = cv2.GaussianBlur(draw_clouds(rng, side, unit).astype(np.float32), (0, 0), 6 * unit) * 0.5 + sky * 0.5
     canvas = np.clip(canvas, 0, 255).astype(np.uint8)
-    shoots = [(rng.uniform(0, side), side * rng.uniform(0.8, 1.1), rng.normal(-np.pi / 2, 0.3),
-               side * rng.uniform(0.15, 0.3), unit * rng.uniform(2, 7)) for _ in range(rng.integers(1, 5))]
-    forks = 700
+    shoots, forks = [], 700
+    for _ in range(rng.integers(1, 5)):
+        root, angle = (rng.uniform(0, side), side * rng.uniform(0.8, 1.1)), rng.normal(-np.pi / 2, 0.3)
+        shoots.append((*root, angle, side * rng.uniform(0.15, 0.3), unit * rng.uniform(2, 7)))
     leaf, leafy = unit * np.exp(rng.uniform(np.log(1.5), np.log(9))), rng.uniform(0, 1)
     while shoots:
         x, y, angle, length, width = shoots.pop(rng.integers(len(shoots)))
@@ -331,8 +330,8 @@ def draw_foliage(rng: Generator, side: int, unit: int) -> Array:
         cv2.polylines(canvas, [fixed(np.array([(x, y), end]))], False, tone, max(1, int(width)), cv2.LINE_AA, 3)
         if length > 4 * unit and forks > 0:
             forks -= 1
-            shoots += [(*end, angle + rng.normal(0, 0.5), length * rng.uniform(0.6, 0.9), width * 0.72)
-                       for _ in range(rng.integers(2, 4))]
+            for _ in range(rng.integers(2, 4)):
+                shoots.append((*end, angle + rng.normal(0, 0.5), length * rng.uniform(0.6, 0.9), width * 0.72))
         if width < 1.5 * unit and rng.random() < leafy:
             for spot in end + rng.normal(0, 2 * leaf, (3, 2)):
                 axes = fixed(leaf * np.array([1, rng.uniform(0.3, 0.7)])).tolist()
@@ -343,8 +342,7 @@ def draw_foliage(rng: Generator, side: int, unit: int) -> Array:
 
 def draw_fur(rng: Generator, side: int, unit: int) -> Array:
     """Thin strokes along a smoothly turning direction in slowly changing colours: fur, hair, grass, straw."""
-    base = draw_clouds(rng, side, unit)
-    base = cv2.GaussianBlur(base.astype(np.float32), (0, 0), rng.uniform(3, 10) * unit)
+    base = cv2.GaussianBlur(draw_clouds(rng, side, unit).astype(np.float32), (0, 0), rng.uniform(3, 10) * unit)
     direction = rng.uniform(0, 2 * np.pi) + rng.uniform(0.1, 1.2) * noise(rng, side, 2.2)
     canvas = np.clip(base * 0.6, 0, 255).astype(np.uint8)
     length, width = unit * np.exp(rng.uniform(np.log(5), np.log(40))), unit * rng.uniform(0.4, 1.8)
@@ -352,8 +350,7 @@ def draw_fur(rng: Generator, side: int, unit: int) -> Array:
     spread, contrast = rng.uniform(0.05, 0.35), rng.uniform(10, 45)
     for x, y in rng.uniform(0, side, (count, 2)):
         at = int(y), int(x)
-        angle = direction[at] + rng.normal(0, spread)
-        bend = rng.normal(0, spread)
+        angle, bend = direction[at] + rng.normal(0, spread), rng.normal(0, spread)
         steps = np.array([[np.cos(angle + i * bend), np.sin(angle + i * bend)] for i in range(3)]) * length / 3
         points = np.array([x, y]) + np.cumsum(steps, 0) - steps[0]
         tone = np.clip(base[at] + rng.normal(0, contrast), 0, 255).tolist()
@@ -375,9 +372,18 @@ def draw_mixed(rng: Generator, side: int, unit: int) -> Array:
     return np.where(mask[..., None], first(rng, side, unit), second(rng, side, unit))
 
 
-KINDS = {'leaves': (draw_leaves, 30), 'text': (draw_text, 9), 'gratings': (draw_gratings, 5), 'lines': (draw_lines, 7),
-         'clouds': (draw_clouds, 4), 'gradients': (draw_gradients, 9), 'facade': (draw_facade, 9),
-         'foliage': (draw_foliage, 8), 'fur': (draw_fur, 9), 'mixed': (draw_mixed, 8)}  # name -> drawing, frequency
+KINDS = {  # name -> drawing, frequency
+    'leaves': (draw_leaves, 30),
+    'text': (draw_text, 9),
+    'gratings': (draw_gratings, 5),
+    'lines': (draw_lines, 7),
+    'clouds': (draw_clouds, 4),
+    'gradients': (draw_gradients, 9),
+    'facade': (draw_facade, 9),
+    'foliage': (draw_foliage, 8),
+    'fur': (draw_fur, 9),
+    'mixed': (draw_mixed, 8),
+}
 
 
 def render(index: int, size: int, seed: int = 0, kinds: Sequence[str] = tuple(KINDS)) -> Array:

@@ -75,9 +75,16 @@ def test_an_edge_is_sampled_with_levels_between_the_two_colours():
     assert (between & strong).sum() > 0.5 * strong.sum()  # most pixels at them hold a share of both sides
 
 
-@pytest.mark.parametrize('options, word', [
-    (['--kinds', 'leaves', 'unicorns'], 'unicorns'), (['--num', '0'], '--num'), (['--size', '8'], '--size'),
-    (['--seed', '-1'], '--seed'), (['--workers', '0'], '--workers')])
+@pytest.mark.parametrize(
+    'options, word',
+    [
+        (['--kinds', 'leaves', 'unicorns'], 'unicorns'),
+        (['--num', '0'], '--num'),
+        (['--size', '8'], '--size'),
+        (['--seed', '-1'], '--seed'),
+        (['--workers', '0'], '--workers'),
+    ],
+)
 def test_bad_usage_is_one_line_that_names_the_option_and_makes_nothing(options, word, tmp_path, capsys):
     with pytest.raises(SystemExit) as exit_status:
         maker.main(['--out', str(tmp_path / 'out'), *options])

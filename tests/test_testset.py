@@ -44,7 +44,8 @@ def test_lq_levels_equal_those_of_a_resize_in_the_unit_range_but_for_ties():
 
 def test_no_photograph_is_in_both_tables():
     assert not {Path(name).stem for name in make_demo_data.TEST_CROPS} & {
-        Path(name).stem for name in make_demo_data.TRAIN_SCALES}
+        Path(name).stem for name in make_demo_data.TRAIN_SCALES
+    }
     crops = [crop for table in make_demo_data.TEST_CROPS.values() for crop in table]
     assert names(TESTSET / 'gt') == sorted(f'{crop}.png' for crop in crops)
     assert names(TESTSET / 'train' / 'gt') == sorted(f'{Path(n).stem}.png' for n in make_demo_data.TRAIN_SCALES)
@@ -56,6 +57,7 @@ def best_match(patch: np.ndarray, image: np.ndarray) -> float:
 
 def test_no_part_of_a_test_picture_is_found_in_a_training_photograph_at_any_size():
     """Correlation of fine details of 60-pixel patches, which two pictures share only if one was cut from the other."""
+
     def details(gray: np.ndarray, scale: float = 1) -> np.ndarray:
         gray = cv2.resize(gray, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
         return gray - cv2.GaussianBlur(gray, (0, 0), 3)
@@ -64,8 +66,11 @@ def test_no_part_of_a_test_picture_is_found_in_a_training_photograph_at_any_size
         return cv2.cvtColor(read(path), cv2.COLOR_RGB2GRAY).astype(np.float32)
 
     def patches(image: np.ndarray) -> list[np.ndarray]:
-        found = [image[top:top + 60, left:left + 60] for top in range(0, image.shape[0] - 59, 60)
-                 for left in range(0, image.shape[1] - 59, 60)]
+        found = [
+            image[top : top + 60, left : left + 60]
+            for top in range(0, image.shape[0] - 59, 60)
+            for left in range(0, image.shape[1] - 59, 60)
+        ]
         return [patch for patch in found if patch.std() > 2]  # flat patches look like any other flat patch
 
     tests = {path: patches(details(gray(path))) for path in (TESTSET / 'gt').glob('*.png')}
@@ -85,8 +90,12 @@ def test_the_readme_lists_every_picture_with_its_origin_and_status():
     rows = [line for line in text.splitlines() if line.startswith('| `')]
     for heading, folder in (('Test set', TESTSET / 'gt'), ('Training photographs', TESTSET / 'train' / 'gt')):
         section = text.split(f'## {heading}\n')[1].split('\n## ')[0]
-        listed = [name for row in section.splitlines() if row.startswith('| `')
-                  for name in re.findall(r'`([\w.]+\.png)`', row.split('|')[1])]
+        listed = [
+            name
+            for row in section.splitlines()
+            if row.startswith('| `')
+            for name in re.findall(r'`([\w.]+\.png)`', row.split('|')[1])
+        ]
         assert sorted(listed) == names(folder)
     assert all(re.search(r'\| (public domain|CC0|no known restrictions) \|$', row) for row in rows)
 
