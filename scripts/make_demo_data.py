@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 from make_lq import make_folder
-from make_procedural_images import make_images
+from make_procedural_images import Parser, make_images
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -127,7 +127,7 @@ def make_train(out: Path, photographs: Path, num: int, workers: int) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--testset', type=Path, help='folder to make the bundled photographs in')
     parser.add_argument('--train', type=Path, help='folder to make the training set in')
     parser.add_argument('--num', type=int, default=800, help='procedural images of --train (default 800)')
@@ -140,7 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     ]
     for wrong, message in faults:
         if wrong:
-            parser.exit(2, f'{parser.prog}: {message}\n')
+            parser.error(message)
     try:
         if args.testset:
             make_testset(args.testset)

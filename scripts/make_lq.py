@@ -14,6 +14,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
+from make_procedural_images import Parser
 from PIL import Image
 from tqdm import tqdm
 
@@ -90,7 +91,7 @@ def make_folder(gt: Path, lq: Path, scale: int, workers: int = 1, cropped_gt: Pa
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--gt', type=Path, required=True, help='folder of high-resolution images')
     parser.add_argument('--lq', type=Path, required=True, help='folder for the low-resolution images (PNG)')
     parser.add_argument('--scale', type=int, required=True, choices=(2, 3, 4), help='how much smaller lq is')
@@ -98,9 +99,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument('--workers', type=int, default=os.cpu_count() or 1, help='processes (default: all cores)')
     args = parser.parse_args(arguments)
     if args.workers < 1:
-        parser.exit(2, f'{parser.prog}: --workers must be at least 1, got {args.workers}\n')
+        parser.error(f'--workers must be at least 1, got {args.workers}')
     if args.gt.resolve() in (args.lq.resolve(), args.cropped_gt and args.cropped_gt.resolve()):
-        parser.exit(2, f'{parser.prog}: --gt would be overwritten: give other folders for the results\n')
+        parser.error(f'--gt would be overwritten: give other folders for the results')
     try:
         make_folder(args.gt, args.lq, args.scale, args.workers, args.cropped_gt)
     except (OSError, ValueError) as error:

@@ -15,11 +15,19 @@ from collections.abc import Sequence
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from typing import NoReturn
 
 import cv2
 from PIL import Image, PngImagePlugin
 from procedural_drawings import KINDS, VERSION, render
 from tqdm import tqdm
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line; the scripts that prepare data share it."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f'{self.prog}: {message}\n')
 
 
 def is_made(path: Path, recipe: str, size: int) -> bool:
@@ -63,7 +71,7 @@ def make_images(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--out', type=Path, required=True, help='folder for procedural_000000.png, ...')
     parser.add_argument('--num', type=int, default=600, help='number of images (default 600)')
     parser.add_argument('--size', type=int, default=256, help='side in pixels, 32 to 2048 (default 256)')
@@ -81,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     ]
     for wrong, message in faults:
         if wrong:
-            parser.exit(2, f'{parser.prog}: {message}\n')
+            parser.error(message)
     try:
         make_images(args.out, args.num, args.size, args.seed, args.kinds, args.workers)
     except OSError as error:

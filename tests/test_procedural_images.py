@@ -83,6 +83,8 @@ def test_an_edge_is_sampled_with_levels_between_the_two_colours():
         (['--size', '8'], '--size'),
         (['--seed', '-1'], '--seed'),
         (['--workers', '0'], '--workers'),
+        (['--sise', '64'], '--sise'),
+        (['--num', 'many'], 'many'),
     ],
 )
 def test_bad_usage_is_one_line_that_names_the_option_and_makes_nothing(options, word, tmp_path, capsys):

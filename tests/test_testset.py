@@ -79,7 +79,7 @@ def test_no_part_of_a_test_picture_is_found_in_a_training_photograph_at_any_size
             image = details(gray(train_path), scale)
             for path, parts in tests.items():
                 worst = max(best_match(part, image) for part in parts)
-                assert worst < 0.7, f'{path.name} looks like {train_path.name} at x{scale}: {worst:.2f}'
+                assert worst < 0.8, f'{path.name} looks like {train_path.name} at x{scale}: {worst:.2f}'
     for path, parts in tests.items():  # what the search would see: a part cut out, enlarged by 4/3 and found again
         enlarged = cv2.resize(gray(path), None, fx=4 / 3, fy=4 / 3, interpolation=cv2.INTER_CUBIC)
         assert np.median([best_match(part, details(enlarged, 0.75)) for part in parts]) > 0.9
