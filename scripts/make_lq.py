@@ -101,7 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if args.workers < 1:
         parser.error(f'--workers must be at least 1, got {args.workers}')
     if args.gt.resolve() in (args.lq.resolve(), args.cropped_gt and args.cropped_gt.resolve()):
-        parser.error(f'--gt would be overwritten: give other folders for the results')
+        parser.error('--gt would be overwritten: give other folders for the results')
     try:
         make_folder(args.gt, args.lq, args.scale, args.workers, args.cropped_gt)
     except (OSError, ValueError) as error:
