@@ -1,4 +1,4 @@
-"""The five registries: names in option files -> networks, data sets, losses, metrics and models of this package."""
+"""The registries: names in option files -> networks, data sets, losses, metrics, models and learning-rate schedules."""
 
 import ast
 import difflib
@@ -14,7 +14,11 @@ import pydantic
 ROOT = Path(__file__).resolve().parents[1]  # the package folder `basicsr`
 
 
-class OptionError(ValueError):
+class UserError(ValueError):
+    """A fault that the user can mend: commands say it in one line, without a traceback."""
+
+
+class OptionError(UserError):
     """A mistake in an option file or on the command line; `key` is the path of the option inside its section."""
 
     def __init__(self, message: str, key: tuple[str, ...] = ()):
@@ -153,3 +157,4 @@ DATASET_REGISTRY = Registry('dataset', 'data')
 LOSS_REGISTRY = Registry('loss', 'losses')
 METRIC_REGISTRY = Registry('metric', 'metrics')
 MODEL_REGISTRY = Registry('model', 'models')
+SCHEDULER_REGISTRY = Registry('scheduler', 'models')

@@ -1,0 +1,135 @@
+"""Data sets and loaders from options. What a training sample is depends on (seed, epoch, index) and nothing else."""
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch.utils.data import DataLoader, Dataset, Subset
+
+from basicsr.utils.options import DatasetOptions, Options
+from basicsr.utils.registry import DATASET_REGISTRY, OptionError, UserError
+from basicsr.utils.seeding import derived_seed, seeded
+
+
+class DataError(UserError):
+    """An image of a data set cannot be used."""
+
+
+def build_dataset(options: DatasetOptions, label: str, scale: int) -> Dataset:
+    """The data set of one entry of `datasets:`; its phase is the label up to the first underscore."""
+    given = {'scale': scale, 'phase': label.split('_')[0]}
+    try:
+        return DATASET_REGISTRY.build(options.options, **given)
+    except OptionError as error:
+        raise OptionError(f'datasets:{label}: {error}', ('datasets', label, *error.key)) from None
+
+
+def epoch_order(total: int, size: int, seed: int) -> torch.Tensor:
+    """A shuffled epoch of `total` draws from `size` items, each as often as any other (within one)."""
+    return torch.randperm(total, generator=torch.Generator().manual_seed(seed)) % size
+
+
+class EndlessBatches:
+    """Batches of (epoch, draw, index) for ever: epoch after epoch, each item once per epoch (times `ratio`).
+
+    The stream of samples is cut into global batches, of which each process takes every world-th sample. So no sample
+    is dropped or repeated whatever the sizes, and where the stream continues is one number: the samples consumed.
+
+    Args:
+        ratio: how many times an epoch visits each item (BasicSR's dataset_enlarge_ratio).
+        batch_size: samples per process.
+        start: samples consumed before, by all processes together.
+    """
+
+    def __init__(self, size: int, ratio: float, batch_size: int, seed: int, rank: int = 0, world: int = 1, start: int = 0):
+        self.size, self.total = size, max(1, math.ceil(size * ratio))
+        self.batch_size, self.seed, self.rank, self.world, self.start = batch_size, seed, rank, world, start
+
+    def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
+        epoch, order, position = -1, None, self.start
+        while True:
+            batch = []
+            for offset in range(self.rank, self.batch_size * self.world, self.world):
+                number = position + offset
+                if number // self.total != epoch:
+                    epoch = number // self.total
+                    order = epoch_order(self.total, self.size, derived_seed(self.seed, epoch))
+                draw = number % self.total
+                batch.append((epoch, draw, int(order[draw])))
+            position += self.batch_size * self.world
+            yield batch
+
+
+class SeededDataset(Dataset):
+    """A data set whose random draws, from whatever generator, depend on (seed, epoch, draw) alone."""
+
+    def __init__(self, dataset: Dataset, seed: int):
+        self.dataset, self.seed = dataset, seed
+
+    def __getitem__(self, key: tuple[int, int, int]) -> dict:
+        epoch, draw, index = key
+        with seeded(self.seed, epoch, draw):
+            return self.dataset[index]
+
+
+def build_train_loader(opt: Options, rank: int, world: int, start: int = 0) -> tuple[DataLoader, Dataset]:
+    """An endless loader over the entry `train` of the option file, from sample number `start` on, and its data set."""
+    labels = [label for label in opt.datasets if label.split('_')[0] == 'train']
+    if len(labels) != 1:
+        raise OptionError(f'one training set is needed, got {", ".join(labels) or "none"}', ('datasets',))
+    options = opt.datasets[labels[0]]
+    dataset = build_dataset(options, labels[0], opt.scale)
+    batches = EndlessBatches(len(dataset), options.dataset_enlarge_ratio, options.batch_size_per_gpu, opt.manual_seed,
+                             rank, world, start)
+    workers = options.num_worker_per_gpu
+    loader = DataLoader(SeededDataset(dataset, opt.manual_seed), batch_sampler=batches, num_workers=workers,
+                        pin_memory=options.pin_memory and torch.cuda.is_available(), timeout=options.timeout if workers else 0,
+                        worker_init_fn=_start_worker)
+    return loader, dataset
+
+
+def build_eval_loaders(opt: Options, rank: int, world: int) -> dict[str, DataLoader]:
+    """A loader for every other entry of `datasets:`, by its name: single images, every world-th of them."""
+    loaders = {}
+    for label, options in sorted(opt.datasets.items()):
+        if label.split('_')[0] == 'train':
+            continue
+        if options.name in loaders:
+            raise OptionError(f'two data sets are called {options.name!r}', ('datasets', label, 'name'))
+        dataset = build_dataset(options, label, opt.scale)
+        share = Subset(dataset, range(rank, len(dataset), world))
+        loaders[options.name] = DataLoader(share, batch_size=1, num_workers=options.num_worker_per_gpu,
+                                           worker_init_fn=_start_worker)
+    return loaders
+
+
+def fetched(batches: Iterator[dict]) -> dict:
+    """The next batch. Raises DataError in one line for what a data set, in a worker or not, said of a file."""
+    try:
+        return next(batches)
+    except ValueError as error:
+        raise DataError(str(error).strip().splitlines()[-1].removeprefix('ValueError: ')) from None
+    except RuntimeError as error:
+        if 'DataLoader' in str(error):  # a worker died or hung
+            raise DataError(f'a data worker ended early: {str(error).splitlines()[0]}; try fewer num_worker_per_gpu') from None
+        raise
+
+
+def check_dataset(dataset: Dataset, thorough: bool = False) -> None:
+    """Raise DataError that lists every file of a data set that training could not use.
+
+    Args:
+        thorough: decode every image instead of reading its header.
+    """
+    faults = dataset.faults(thorough) if hasattr(dataset, 'faults') else []
+    if faults:
+        shown = '\n  '.join(faults[:50])
+        more = f'\n  ... and {len(faults) - 50} more' if len(faults) > 50 else ''
+        raise DataError(f'{len(faults)} of {len(dataset)} items cannot be used:\n  {shown}{more}')
+
+
+def _start_worker(_: int) -> None:
+    """A worker has one core: neither torch nor OpenCV may start threads of their own in it."""
+    import cv2
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)

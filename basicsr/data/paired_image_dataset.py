@@ -1,0 +1,102 @@
+"""Pairs of a low-quality and a ground-truth image on disk or in an LMDB."""
+
+import random
+from concurrent.futures import ThreadPoolExecutor
+from typing import Literal
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from basicsr.data.paths import paired_names, read_meta_info
+from basicsr.data.storage import open_storage
+from basicsr.data.transforms import augment, draw_flips, paired_random_crop
+from basicsr.utils.color import rgb_to_ycbcr
+from basicsr.utils.image import decode_pixels, decoded_size, header_size, scaled_to_float, to_tensor
+from basicsr.utils.registry import DATASET_REGISTRY, OptionError
+
+
+@DATASET_REGISTRY.register()
+class PairedImageDataset(Dataset):
+    """lq and gt images under matching names (BasicSR's class of that name).
+
+    In the phase `train` a random square is cut out of both, flipped and transposed; otherwise images come whole, gt cut
+    to the size of lq times scale. Item: lq (c, h, w), gt (c, h * scale, w * scale), RGB in [0, 1]; lq_path, gt_path.
+
+    Args:
+        dataroot_gt, dataroot_lq: folders, read with their sub-folders, or `*.lmdb` with `io_backend: {type: lmdb}`.
+        filename_tmpl: how the lq's stem is made of the gt's, such as '{}x4'.
+        meta_info_file: a list of the gt names to use.
+        gt_size: side of the square in gt pixels, a multiple of scale (training only).
+        color: 'y' gives the BT.601 luma as one channel.
+        mean, std: subtracted and divided, per channel.
+        max_num: use only the first images, sorted by name.
+    """
+
+    def __init__(self, dataroot_gt: str, dataroot_lq: str, scale: int, phase: str = 'val',
+                 io_backend: dict = {'type': 'disk'}, filename_tmpl: str = '{}',  # noqa: B006 (never changed)
+                 meta_info_file: str | None = None, gt_size: int | None = None, use_hflip: bool = False,
+                 use_rot: bool = False, color: Literal['rgb', 'y'] | None = None, mean: list[float] | None = None,
+                 std: list[float] | None = None, max_num: int | None = None):
+        self.gt, self.lq = open_storage(dataroot_gt, io_backend), open_storage(dataroot_lq, io_backend)
+        listed = read_meta_info(meta_info_file) if meta_info_file else None
+        self.pairs = paired_names(self.gt, self.lq, filename_tmpl, listed)[:max_num]
+        self.scale, self.phase, self.gt_size, self.color = scale, phase, gt_size, color
+        self.use_hflip, self.use_rot, self.mean, self.std = use_hflip, use_rot, mean, std
+        if phase == 'train' and (not gt_size or gt_size % scale):
+            raise OptionError(f'training needs a gt_size that is a multiple of the scale {scale}, got {gt_size}', ('gt_size',))
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> dict:
+        gt_name, lq_name = self.pairs[index]
+        gt_path, lq_path = self.gt.path(gt_name), self.lq.path(lq_name)
+        gt, lq = decode_pixels(self.gt.read(gt_name), gt_path), decode_pixels(self.lq.read(lq_name), lq_path)
+        if self.phase == 'train':
+            try:
+                lq, gt = paired_random_crop(lq, gt, self.gt_size, self.scale, random)
+            except ValueError as error:
+                raise ValueError(f'{gt_path} and {lq_path}: {error}') from None
+            flips = draw_flips(self.use_hflip, self.use_rot, random)
+            lq, gt = augment(lq, *flips), augment(gt, *flips)
+        else:
+            gt = gt[:lq.shape[0] * self.scale, :lq.shape[1] * self.scale]
+            if gt.shape[:2] != (lq.shape[0] * self.scale, lq.shape[1] * self.scale):
+                raise ValueError(f'{gt_path} is smaller than {self.scale} times {lq_path}')
+        return {'lq': self._tensor(lq), 'gt': self._tensor(gt), 'lq_path': lq_path, 'gt_path': gt_path}
+
+    def faults(self, thorough: bool) -> list[str]:
+        """What is wrong with each pair that cannot be used; `thorough` decodes whole images, else headers are read."""
+        with ThreadPoolExecutor() as pool:
+            found = pool.map(lambda pair: self._fault(*pair, thorough), self.pairs)
+            return [fault for fault in found if fault]
+
+    def _fault(self, gt_name: str, lq_name: str, thorough: bool) -> str:
+        gt_path, lq_path = self.gt.path(gt_name), self.lq.path(lq_name)
+        try:
+            measure = decoded_size if thorough else header_size
+            gt = measure(self.gt.read(gt_name), gt_path)
+            lq = measure(self.lq.read(lq_name), lq_path)
+        except ValueError as error:
+            return str(error)
+        wanted = lq[0] * self.scale, lq[1] * self.scale
+        if gt != wanted if self.phase == 'train' else (gt[0] < wanted[0] or gt[1] < wanted[1]):
+            return (f'{gt_path} is {gt[0]}x{gt[1]}; {self.scale} times {lq_path} ({lq[0]}x{lq[1]}) '
+                    f'would be {wanted[0]}x{wanted[1]}')
+        if self.phase == 'train' and min(gt) < self.gt_size:
+            return f'{gt_path} is {gt[0]}x{gt[1]}, smaller than the crop of gt_size {self.gt_size}'
+        return ''
+
+    def _tensor(self, pixels: np.ndarray):
+        return finished_tensor(pixels, self.color, self.mean, self.std)
+
+
+def finished_tensor(pixels: np.ndarray, color: str | None, mean: list[float] | None, std: list[float] | None):
+    """(h, w, 3) integer pixels -> (c, h, w) float32 tensor in [0, 1], as luma and normalised if asked."""
+    image = scaled_to_float(pixels)
+    if color == 'y':
+        image = rgb_to_ycbcr(image, y_only=True)[..., None]
+    if mean is not None or std is not None:
+        channels = image.shape[2]
+        image = (image - np.float32(mean or [0] * channels)) / np.float32(std or [1] * channels)
+    return to_tensor(image)

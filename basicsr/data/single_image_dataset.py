@@ -1,0 +1,36 @@
+"""Images without ground truth."""
+
+from typing import Literal
+
+from torch.utils.data import Dataset
+
+from basicsr.data.paired_image_dataset import finished_tensor
+from basicsr.data.paths import read_meta_info
+from basicsr.data.storage import open_storage
+from basicsr.utils.image import decode_pixels
+from basicsr.utils.registry import DATASET_REGISTRY, OptionError
+
+
+@DATASET_REGISTRY.register()
+class SingleImageDataset(Dataset):
+    """lq images of a folder, a list or an LMDB. Item: lq (c, h, w), RGB in [0, 1]; lq_path.
+
+    Args: as of PairedImageDataset.
+    """
+
+    def __init__(self, dataroot_lq: str, scale: int = 1, phase: str = 'test', io_backend: dict = {'type': 'disk'},  # noqa: B006
+                 meta_info_file: str | None = None, color: Literal['rgb', 'y'] | None = None,
+                 mean: list[float] | None = None, std: list[float] | None = None, max_num: int | None = None):
+        self.lq = open_storage(dataroot_lq, io_backend)
+        self.names = (read_meta_info(meta_info_file) if meta_info_file else self.lq.names())[:max_num]
+        self.color, self.mean, self.std, self.scale, self.phase = color, mean, std, scale, phase
+        if not self.names:
+            raise OptionError(f'{dataroot_lq}: holds no images', ('dataroot_lq',))
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> dict:
+        path = self.lq.path(self.names[index])
+        pixels = decode_pixels(self.lq.read(self.names[index]), path)
+        return {'lq': finished_tensor(pixels, self.color, self.mean, self.std), 'lq_path': path}

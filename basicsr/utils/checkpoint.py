@@ -1,0 +1,239 @@
+"""Checkpoints: read any of them without running code, say how keys differ, write them so that a crash leaves no torn file."""
+
+import hashlib
+import json
+import os
+import pickle
+import zipfile
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from basicsr.utils.options import PretrainedOptions
+from basicsr.utils.registry import UserError
+
+MANIFEST = 'manifest.json'
+NETWORK_KEYS = ('params_ema', 'params', 'state_dict', 'model_state_dict', 'model', 'net')
+
+
+class CheckpointError(UserError):
+    """A checkpoint cannot be read, is damaged, belongs to another network, or could not be written."""
+
+
+def read_checkpoint(path: str | Path, verify: bool = True) -> dict:
+    """The content of a .pth, .pt, .state or .safetensors file, on the CPU; nothing in it is executed.
+
+    Args:
+        verify: compare with the checksum in the folder's manifest.json, if that lists the file.
+    Raises CheckpointError that names the file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f'{path}: no such checkpoint')
+    if verify:
+        fault = checksum_fault(path)
+        if fault:
+            raise CheckpointError(f'{path}: {fault}')
+    try:
+        if path.suffix == '.safetensors':
+            return load_file(path)
+        _refuse_zip_bomb(path)
+        content = torch.load(path, map_location='cpu', weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = next(
+            (line.strip() for line in str(error).splitlines() if 'Unsupported' in line or 'GLOBAL' in line), ''
+        )
+        raise CheckpointError(
+            f'{path}: refused, nothing was executed: it holds more than tensors and plain values '
+            f'({reason[:160] or "not a checkpoint"})'
+        ) from None
+    except (RuntimeError, SafetensorError, EOFError, ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
+        if 'TorchScript' in str(error):
+            raise CheckpointError(f'{path}: a TorchScript archive is a program and is not loaded') from None
+        size = path.stat().st_size
+        raise CheckpointError(
+            f'{path}: damaged or truncated ({size} bytes): {str(error).splitlines()[0][:160]}'
+        ) from None
+    if not isinstance(content, Mapping):
+        raise CheckpointError(f'{path}: holds a {type(content).__name__}, not a dictionary of tensors')
+    return dict(content)
+
+
+def network_state(content: Mapping, key: str | None, name: str) -> dict[str, Tensor]:
+    """The state dict inside a checkpoint: under `key`, else under a usual key, else the content itself.
+
+    Prefixes of wrappers (`module.`, `_orig_mod.`) are removed. Raises CheckpointError naming what the file has.
+    """
+    wanted = [k for k in (key, 'params', *NETWORK_KEYS) if k is not None and isinstance(content.get(k), Mapping)]
+    state = content[wanted[0]] if wanted else content
+    tensors = {_bare_name(k): v for k, v in state.items() if isinstance(v, Tensor)}
+    if not tensors:
+        raise CheckpointError(
+            f'{name}: no network under {key!r}; the file has: {", ".join(map(str, list(content)[:10]))}'
+        )
+    return tensors
+
+
+def load_network(net: nn.Module, state: Mapping[str, Tensor], name: str, strict: bool = True) -> set[str]:
+    """Copy a state dict into a network, through its `from_published` if it has one; returns the names left as they were.
+
+    Not strict: entries that are missing, unknown or of another shape are left out.
+    Raises CheckpointError with the first ten missing, unexpected and mis-shaped names.
+    """
+    if hasattr(net, 'from_published'):
+        try:
+            state = net.from_published(dict(state))
+        except ValueError as error:
+            raise CheckpointError(f'{name}: {error}') from None
+    mine = net.state_dict()
+    misshaped = [k for k in state if k in mine and state[k].shape != mine[k].shape]
+    missing, unexpected = [k for k in mine if k not in state], [k for k in state if k not in mine]
+    if strict and (missing or unexpected or misshaped):
+        shapes = [f'{k} {tuple(state[k].shape)} instead of {tuple(mine[k].shape)}' for k in misshaped]
+        raise CheckpointError(
+            f'{name}: belongs to another network than {type(net).__name__} as configured: '
+            + '; '.join(
+                _listed(*part)
+                for part in (('missing', missing), ('unexpected', unexpected), ('of another shape', shapes))
+                if part[1]
+            )
+        )
+    usable = {k: v for k, v in state.items() if k in mine and k not in misshaped}
+    net.load_state_dict(usable, strict=False)
+    return {*missing, *misshaped}
+
+
+def load_pretrained(
+    net: nn.Module, source: PretrainedOptions, key: str | None, like: nn.Module | None = None, verify: bool = True
+) -> set[str]:
+    """Load the file that an option file names into `net`; returns the names that it left as they were.
+
+    Args:
+        key: the entry of the file to take, such as 'params_ema'.
+        like: where to copy entries from that the file lacks; only of use when the loading is not strict.
+    """
+    from basicsr.utils.download import local_path
+    content = read_checkpoint(local_path(source.path), verify)
+    missing = load_network(net, network_state(content, key, source.path), source.path, source.strict)
+    if like is not None and missing:
+        entries = like.state_dict()
+        net.load_state_dict({k: entries[k] for k in missing if k in entries}, strict=False)
+    return missing
+
+
+def write_checkpoint(path: str | Path, content: dict) -> None:
+    """Write a checkpoint whole or not at all, then enter its checksum in the folder's manifest.
+
+    A .safetensors file takes a flat dictionary of tensors. Raises CheckpointError when the disk refuses.
+    """
+    path = Path(path)
+    if path.suffix == '.safetensors':
+        data = save({k: v.contiguous() for k, v in content.items()})
+        digest = write_atomically(path, lambda file: file.write(data), before=lambda: _enter(path, None))
+    else:
+        digest = write_atomically(path, lambda file: torch.save(content, file), before=lambda: _enter(path, None))
+    _enter(path, {'sha256': digest, 'bytes': path.stat().st_size})
+
+
+def remove_checkpoint(path: str | Path) -> None:
+    """Delete a checkpoint and its manifest entry; a file that is not there is no fault."""
+    path = Path(path)
+    _enter(path, None)
+    path.unlink(missing_ok=True)
+
+
+def is_listed(path: str | Path) -> bool:
+    """Whether the manifest beside a file vouches for it: a file without an entry was not finished."""
+    return Path(path).name in _manifest(Path(path).parent)
+
+
+def checksum_fault(path: str | Path) -> str:
+    """What is wrong with a file according to the manifest beside it; '' if nothing is or none lists it."""
+    path = Path(path)
+    entry = _manifest(path.parent).get(path.name)
+    if entry is None:
+        return ''
+    size = path.stat().st_size
+    if size != entry['bytes']:
+        return f'damaged: {size} bytes instead of {entry["bytes"]}'
+    return '' if _digest(path) == entry['sha256'] else 'damaged: its sha256 is not the one in manifest.json'
+
+
+def write_atomically(path: Path, write: Callable[[BinaryIO], Any], before: Callable[[], None] | None = None) -> str:
+    """Write to a temporary file in the same folder, flush it to the disk, then rename; returns the sha256.
+
+    `before` runs just before the rename. Raises CheckpointError; what was there before stays.
+    """
+    temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+    try:
+        with temporary.open('wb') as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        digest = _digest(temporary)
+        if before is not None:
+            before()
+        temporary.replace(path)
+        _sync_folder(path.parent)
+    except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error).splitlines()[0]
+        raise CheckpointError(f'{path}: could not be written: {reason}') from None
+    finally:
+        temporary.unlink(missing_ok=True)
+    return digest
+
+
+def _enter(path: Path, entry: dict | None) -> None:
+    """Set or remove the manifest's entry of a file."""
+    entries = _manifest(path.parent)
+    if entries.get(path.name) == entry:
+        return
+    entries = {name: e for name, e in entries.items() if name != path.name} | ({path.name: entry} if entry else {})
+    write_atomically(path.parent / MANIFEST, lambda file: file.write(json.dumps(entries, indent=1).encode()))
+
+
+def _manifest(folder: Path) -> dict[str, dict]:
+    try:
+        entries = json.loads((folder / MANIFEST).read_text(encoding='utf-8'))
+    except (OSError, ValueError):
+        return {}
+    return entries if isinstance(entries, dict) else {}
+
+
+def _digest(path: Path) -> str:
+    with path.open('rb') as file:
+        return hashlib.file_digest(file, 'sha256').hexdigest()
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name == 'posix':
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _refuse_zip_bomb(path: Path) -> None:
+    """torch writes its archives uncompressed: one that unpacks to much more than its size is not a checkpoint."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+        if unpacked > 2 * path.stat().st_size + (1 << 20):
+            raise CheckpointError(f'{path}: refused: it would unpack to {unpacked} bytes')
+
+
+def _bare_name(name: str) -> str:
+    for prefix in ('module.', '_orig_mod.'):
+        name = name.removeprefix(prefix)
+    return name
+
+
+def _listed(what: str, names: Collection[str]) -> str:
+    shown = ', '.join(list(names)[:10])
+    return f'{len(names)} {what}: {shown}{", ..." if len(names) > 10 else ""}'

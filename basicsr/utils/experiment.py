@@ -1,0 +1,242 @@
+"""What a run keeps on disk: its folder, logs, trackers, checkpoints; and how a killed run goes on from them."""
+
+import json
+import logging
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from basicsr.utils.checkpoint import (
+    CheckpointError,
+    checksum_fault,
+    is_listed,
+    read_checkpoint,
+    remove_checkpoint,
+    write_checkpoint,
+)
+from basicsr.utils.messages import remaining_time, start_logging, training_line, validation_block
+from basicsr.utils.options import Options
+from basicsr.utils.registry import OptionError
+
+logger = logging.getLogger('basicsr')
+
+
+class Experiment:
+    """The folder experiments/NAME of a training run (BasicSR's names inside).
+
+    models/net_g_ITER.pth hold the networks; training_states/ITER.state is written after them and holds the rest, so a
+    state that exists, and whose checksums agree, is complete.
+
+    Args:
+        accelerator: of the training script; only its main process writes.
+        resume: go on in an existing folder instead of putting it aside.
+    """
+
+    def __init__(self, opt: Options, accelerator: Any, resume: bool):
+        self.opt, self.accelerator = opt, accelerator
+        self.folder = Path(opt.path.experiments_root) / opt.name
+        self.models, self.states = self.folder / 'models', self.folder / 'training_states'
+        self.best: dict[str, dict[str, dict]] = {}
+        self.clock = Clock()
+        self._complained, self._saved = False, -1
+        if accelerator.is_main_process:
+            self._make_folders(resume)
+        accelerator.wait_for_everyone()
+
+    def _make_folders(self, resume: bool) -> None:
+        stamp = time.strftime('%Y%m%d_%H%M%S')
+        try:
+            if self.folder.exists() and not resume:
+                self.folder.rename(_free_name(self.folder.with_name(f'{self.folder.name}_archived_{stamp}')))
+            for folder in (self.models, self.states):
+                folder.mkdir(parents=True, exist_ok=True)
+            start_logging(True, self.folder / f'train_{self.opt.name}_{stamp}.log')
+            if self.opt.text:
+                copy = self.folder / Path(self.opt.file).name
+                copy.write_text(f'# GENERATE TIME: {time.ctime()}\n\n{self.opt.text}', encoding='utf-8')
+        except OSError as error:
+            raise OptionError(f'{self.folder}: the experiment cannot be written there: {error.strerror}') from None
+
+    def latest_state(self) -> Path | None:
+        """The newest complete training state; damaged ones are named in a warning and passed over."""
+        found = [path for path in self.states.glob('*.state') if path.stem.isdecimal()]
+        for path in sorted(found, key=lambda p: int(p.stem), reverse=True):
+            fault = self._fault(path)
+            if not fault:
+                return path
+            logger.warning('%s is not used to resume: %s', path, fault)
+        return None
+
+    def _fault(self, path: Path) -> str:
+        if not is_listed(path):
+            return 'it was not finished (manifest.json does not list it)'
+        try:
+            files = read_checkpoint(path).get('networks', [])
+        except CheckpointError as error:
+            return str(error).removeprefix(f'{path}: ')
+        for name in files:
+            file = self.models / name
+            if not file.is_file() or not is_listed(file):
+                return f'{file} is missing'
+            if fault := checksum_fault(file):
+                return f'{file} is {fault}'
+        return ''
+
+    def resume(self, model: Any, path: Path) -> dict:
+        """Put networks, averages, optimizers and schedules back as they were; returns 'iter' and 'samples'.
+
+        A state of BasicSR's own is accepted: its networks are read from the folder's models, `samples` is None.
+        """
+        state = read_checkpoint(path)
+        for key in ('iter', 'optimizers', 'schedulers'):
+            if key not in state:
+                raise CheckpointError(f'{path}: not a training state, it has no {key!r}')
+        models = path.parent.parent / 'models'
+        labels = [label for label in model.nets if f'network_{label}' not in self.opt.path.ignore_resume_networks]
+        contents = {label: read_checkpoint(models / f'net_{label}_{state["iter"]}.pth') for label in labels}
+        model.load_networks(contents, labels)
+        try:
+            model.load_training_state(state)
+        except ValueError as error:
+            raise CheckpointError(f'{path}: {error}') from None
+        if state.get('seed', self.opt.manual_seed) != self.opt.manual_seed:
+            logger.warning('the run began with manual_seed %s and goes on with %s', state['seed'], self.opt.manual_seed)
+        self.best = state.get('best', {})
+        logger.info('resumed from %s, iteration %d', path, state['iter'])
+        return {'iter': state['iter'], 'samples': state.get('samples')}
+
+    def save(self, model: Any, iteration: int, samples: int, epoch: int) -> None:
+        """Write a checkpoint of everything that is needed to go on exactly. Raises CheckpointError, and keeps the old ones."""
+        if self.accelerator.is_main_process and iteration != self._saved:
+            networks = model.networks()
+            _refuse_nonfinite(networks)
+            files = []
+            for label, content in networks.items():
+                files.append(f'net_{label}_{iteration}.pth')
+                write_checkpoint(self.models / files[-1], content)
+                if self.opt.logger.save_safetensors:
+                    write_checkpoint(self.models / f'net_{label}_{iteration}.safetensors',
+                                     content.get('params_ema', content['params']))
+            state = {'epoch': epoch, 'iter': iteration, **model.training_state(), 'samples': samples, 'networks': files,
+                     'best': self.best, 'seed': self.opt.manual_seed}
+            write_checkpoint(self.states / f'{iteration}.state', state)
+            self._prune()
+            self._saved = iteration
+        self.accelerator.wait_for_everyone()
+
+    def save_latest(self, model: Any) -> None:
+        """Write the networks once more under the name that BasicSR gives the last ones."""
+        if self.accelerator.is_main_process:
+            for label, content in model.networks().items():
+                write_checkpoint(self.models / f'net_{label}_latest.pth', content)
+        self.accelerator.wait_for_everyone()
+
+    def _prune(self) -> None:
+        if not self.opt.logger.keep_last:
+            return
+        iterations = sorted(int(p.stem) for p in self.states.glob('*.state') if p.stem.isdecimal())
+        for iteration in iterations[:-self.opt.logger.keep_last]:
+            remove_checkpoint(self.states / f'{iteration}.state')
+            for path in self.models.glob(f'net_*_{iteration}.*'):
+                remove_checkpoint(path)
+
+    def log(self, iteration: int, epoch: int, rates: list[float], losses: dict[str, torch.Tensor]) -> None:
+        """A line in the log, a record in metrics.jsonl, values for the trackers; losses are means over the processes."""
+        values = {key: value.detach().float().mean() for key, value in losses.items()}
+        if self.accelerator.num_processes > 1 and values:
+            stacked = self.accelerator.reduce(torch.stack(list(values.values())), reduction='mean')
+            values = dict(zip(values, stacked))
+        numbers = {key: float(value) for key, value in values.items()}
+        step_time, data_time = self.clock.means()
+        eta = remaining_time(self.clock.elapsed(), iteration, self.clock.start + 1, self.opt.train.total_iter + 1)
+        logger.info(training_line(self.opt.name, epoch, iteration, rates, max(0, eta), step_time, data_time, numbers))
+        times = {'time': step_time, 'data_time': data_time}
+        self.record({'iter': iteration, 'epoch': epoch, 'lr': rates, **times, **numbers})
+        tags = {(f'losses/{key}' if key.startswith('l_') else key): value for key, value in numbers.items()}
+        self.accelerator.log(tags, step=iteration)
+
+    def report(self, model: Any, iteration: int, dataset: str, scores: dict[str, float]) -> None:
+        """Log the scores of a validation set, note the best, and keep the networks of the best key metric."""
+        records = self.best.setdefault(dataset, {})
+        improved = []
+        for metric, value in scores.items():
+            better = self.opt.val.metrics.get(metric, {}).get('better', 'higher')
+            old = records.get(metric)
+            if old is None or (value >= old['val'] if better == 'higher' else value <= old['val']):
+                records[metric] = {'better': better, 'val': value, 'iter': iteration}
+                improved.append(metric)
+        logger.info(validation_block(dataset, scores, records))
+        self.record({'iter': iteration, 'dataset': dataset, **scores})
+        self.accelerator.log({f'metrics/{dataset}/{k}': v for k, v in scores.items()}, step=iteration)
+        key = self.opt.val.key_metric or next(iter(scores), None)
+        if self.opt.logger.keep_best and key in improved and dataset == next(iter(self.best)):
+            if self.accelerator.is_main_process:
+                for label, content in model.networks().items():
+                    write_checkpoint(self.models / f'net_{label}_best.pth', content)
+            self.accelerator.wait_for_everyone()
+
+    def record(self, values: dict) -> None:
+        """Append one JSON line to metrics.jsonl; a full disk is said once and does not stop the run."""
+        if not self.accelerator.is_main_process:
+            return
+        try:
+            with (self.folder / 'metrics.jsonl').open('a', encoding='utf-8') as file:
+                file.write(json.dumps(values) + '\n')
+        except OSError as error:
+            if not self._complained:
+                logger.warning('%s: %s; the run goes on without it', self.folder / 'metrics.jsonl', error.strerror)
+            self._complained = True
+
+
+class Clock:
+    """Seconds per iteration and per batch, as running means since they were last read."""
+
+    def __init__(self):
+        self.begin(0)
+
+    def begin(self, start: int) -> None:
+        """Start counting, after iteration `start`."""
+        self.start, self.started = start, time.perf_counter()
+        self._count, self._data, self._since = 0, 0.0, self.started
+
+    def batch_arrived(self, waited: float) -> None:
+        self._data += waited
+
+    def stepped(self) -> None:
+        self._count += 1
+
+    def elapsed(self) -> float:
+        return time.perf_counter() - self.started
+
+    def means(self) -> tuple[float, float]:
+        now, count = time.perf_counter(), max(1, self._count)
+        means = (now - self._since) / count, self._data / count
+        self._count, self._data, self._since = 0, 0.0, now
+        return means
+
+
+def _refuse_nonfinite(networks: dict[str, dict[str, dict]]) -> None:
+    for label, content in networks.items():
+        for key, state in content.items():
+            bad = [name for name, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
+            if bad:
+                raise CheckpointError(f'network_{label} is not saved: {key} is not finite in {", ".join(bad[:5])}')
+
+
+def _free_name(path: Path) -> Path:
+    number = 1
+    free = path
+    while free.exists():
+        number += 1
+        free = path.with_name(f'{path.name}_{number}')
+    return free
+
+
+def free_bytes(folder: Path) -> int:
+    """Space left on the disk of the nearest existing folder."""
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder.absolute()).free

@@ -1,0 +1,36 @@
+"""SIGTERM and SIGINT ask a run to stop; it finishes the step and saves."""
+
+import os
+import signal
+from typing import Any
+
+import torch
+
+
+class StopRequest:
+    """Inside `with`, the first signal is noted in `number`; a second one ends the process at once."""
+
+    def __init__(self, accelerator: Any):
+        self.accelerator, self.number, self._before = accelerator, 0, {}
+
+    def __enter__(self) -> 'StopRequest':
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _: object) -> None:
+        if self.number:
+            os._exit(128 + number)
+        self.number = number
+
+    def asked(self) -> int:
+        """The signal that any of the processes got, 0 if none; all processes must ask together."""
+        if self.accelerator.num_processes > 1:
+            number = torch.tensor(self.number, device=self.accelerator.device)
+            torch.distributed.all_reduce(number, op=torch.distributed.ReduceOp.MAX)
+            self.number = int(number)
+        return self.number
