@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from basicsr.archs.blocks.windows import relative_position_index, window_plan
+from basicsr.archs.blocks.attention import grouped_attention
+from basicsr.archs.blocks.conv import conv3, pixel_shuffles, residual_conv
+from basicsr.archs.blocks.windows import relative_position_bias, relative_position_index, take_rows, window_plan
 from basicsr.utils.registry import ARCH_REGISTRY
 
 RGB_MEAN = (0.4488, 0.4371, 0.4040)  # of DIV2K
@@ -140,7 +142,7 @@ class ATD(nn.Module):
 
     def _body(self, features: Tensor) -> Tensor:
         size = features.shape[-2:]
-        x = rearrange(features, 'b c h w -> b (h w) c')
+        x = rearrange(features, 'b c h w -> b (h w) c').contiguous()
         if hasattr(self.patch_embed, 'norm'):
             x = self.patch_embed.norm(x)
         if hasattr(self, 'absolute_pos_embed'):
@@ -233,9 +235,13 @@ class Layer(nn.Module):
 
     def refine(self, dictionary: Tensor, similarity: Tensor, x: Tensor) -> Tensor:
         """Move every entry towards the tokens that resemble it most: (b, M, c), (b, n, M), (b, n, c) -> (b, M, c)."""
-        weight = self.norm3(similarity.transpose(1, 2)).softmax(-1)
-        gate = self.sigma.sigmoid()
-        return gate * dictionary + (1 - gate) * (weight @ x)
+        # An instance norm over tokens is a batch norm of columns (sample, entry): no transposed copy for one sample.
+        columns = rearrange(similarity, 'b n m -> n (b m)')
+        weight, bias = (p.float().repeat(len(x)) for p in (self.norm3.weight, self.norm3.bias))
+        normed = F.batch_norm(columns, None, None, weight, bias, training=True, eps=self.norm3.eps)
+        attention = rearrange(normed.softmax(0), 'n (b m) -> b m n', b=len(x))
+        gate = self.sigma.float().sigmoid()
+        return gate * dictionary + (1 - gate) * (attention.to(x.dtype) @ x)
 
 
 class WindowAttention(nn.Module):
@@ -243,23 +249,22 @@ class WindowAttention(nn.Module):
 
     def __init__(self, dim: int, heads: int, window_size: int, shifted: bool):
         super().__init__()
-        self.heads, self.window_size, self.shift = heads, window_size, window_size // 2 if shifted else 0
+        self.heads, self.scale = heads, (dim // heads) ** -0.5
+        self.window_size, self.shift = window_size, window_size // 2 if shifted else 0
         self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * window_size - 1) ** 2, heads))
         nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, qkv: Tensor, size: tuple[int, int]) -> Tensor:
         plan = window_plan(len(qkv), *size, self.window_size, self.shift, qkv.device)
-        rows = rearrange(qkv.flatten(0, 1)[plan.order], '(g n) c -> g n c', n=self.window_size**2)
-        index = relative_position_index(self.window_size, qkv.device)
-        bias = rearrange(self.relative_position_bias_table[index.flatten()], '(i j) heads -> heads i j', i=len(index))
-        out, start = [], 0
-        for count, mask in plan.groups:
-            logits_bias = (bias if mask is None else bias + mask).to(qkv.dtype)
-            out.append(grouped_attention(rows[start:start + count], self.heads, logits_bias))
-            start += count
-        out = torch.cat(out).flatten(0, 1)[plan.inverse]
-        return self.proj(out.view(*qkv.shape[:2], -1))
+        rows = take_rows(qkv.flatten(0, 1), plan.order, plan.inverse)
+        windows = rearrange(rows, '(g n) c -> g n c', n=self.window_size**2)
+        bias = relative_position_bias(self.relative_position_bias_table, self.window_size)
+        parts = windows.split([count for count, _ in plan.groups])
+        out = torch.cat([
+            grouped_attention(part, self.heads, self.scale, bias if mask is None else bias + mask)
+            for part, (_, mask) in zip(parts, plan.groups)])
+        return self.proj(take_rows(out.flatten(0, 1), plan.inverse, plan.order).view(*qkv.shape[:2], -1))
 
 
 class DictionaryAttention(nn.Module):
@@ -298,31 +303,20 @@ class CategoryAttention(nn.Module):
     def forward(self, qkv: Tensor, similarity: Tensor) -> Tensor:
         b, n, _ = qkv.shape
         group = min(n, self.category_size)
-        order = category_order(similarity)
-        missing = -n % group
-        rows_at = torch.cat([order, order[:, n - missing:].flip(1)], 1) if missing else order
-        rows_at = rows_at + n * torch.arange(b, device=qkv.device)[:, None]
-        rows = rearrange(qkv.flatten(0, 1)[rows_at.flatten()], '(g n) c -> g n c', n=group)
-        scale = self.logit_scale.clamp(max=math.log(100)).exp().to(qkv.dtype)
-        out = grouped_attention(rows, self.heads, None, scale)
-        out = rearrange(out.flatten(0, 1), '(b n) c -> b n c', b=b)[:, :n].flatten(0, 1)
-        back = torch.empty_like(out).index_copy(0, rows_at[:, :n].flatten(), out)
-        return self.proj(back.view(b, n, -1))
+        order = (category_order(similarity) + n * torch.arange(b, device=qkv.device)[:, None]).flatten()
+        place = torch.empty_like(order).scatter_(0, order, torch.arange(b * n, device=order.device))
+        rows = take_rows(qkv.flatten(0, 1), order, place).view(b, n, -1)
+        if missing := -n % group:  # the last group is filled with its own tokens, mirrored
+            rows = torch.cat([rows, rows[:, n - missing:].flip(1)], 1)
+        scale = self.logit_scale.float().clamp(max=math.log(100)).exp().to(qkv.dtype)
+        out = grouped_attention(rows.reshape(-1, group, rows.shape[-1]), self.heads, scale)
+        out = out.reshape(b, n + missing, -1)[:, :n].flatten(0, 1)
+        return self.proj(take_rows(out, place, order).view(b, n, -1))
 
 
 def category_order(similarity: Tensor) -> Tensor:
     """(b, n, M) -> (b, n): tokens sorted by their most similar entry; ties keep raster order on every device."""
     return similarity.argmax(-1).argsort(dim=-1, stable=True)
-
-
-def grouped_attention(rows: Tensor, heads: int, bias: Tensor | None, scale: Tensor | None = None) -> Tensor:
-    """(g, n, 3 * dim) in the order q, k, v -> (g, n, dim); the logits' scale is (dim / heads)^-0.5 unless given."""
-    q, k, v = (rearrange(part, 'g n (heads d) -> g heads n d', heads=heads) for part in rows.chunk(3, -1))
-    if scale is None:
-        out = F.scaled_dot_product_attention(q, k, v, bias if bias is None else bias[None])
-    else:
-        out = F.scaled_dot_product_attention(q * scale, k, v, bias, scale=1.0)
-    return rearrange(out, 'g heads n d -> g n (heads d)')
 
 
 class ConvFFN(nn.Module):
@@ -340,29 +334,6 @@ class ConvFFN(nn.Module):
         u = F.gelu(self.fc1(x))
         image = rearrange(u, 'b (h w) c -> b c h w', h=size[0])  # a view: tokens are channels-last memory
         return self.fc2(u + rearrange(self.dwconv.depthwise_conv(image), 'b c h w -> b (h w) c'))
-
-
-def conv3(in_chans: int, out_chans: int) -> nn.Conv2d:
-    return nn.Conv2d(in_chans, out_chans, 3, padding=1)
-
-
-def residual_conv(dim: int, kind: str) -> nn.Module:
-    """The convolution before a shortcut: '1conv', or '3conv' with a narrow middle."""
-    if kind == '1conv':
-        return conv3(dim, dim)
-    if kind == '3conv':
-        narrow = dim // 4
-        return nn.Sequential(conv3(dim, narrow), nn.LeakyReLU(0.2), nn.Conv2d(narrow, narrow, 1), nn.LeakyReLU(0.2),
-                             conv3(narrow, dim))
-    raise ValueError(f"resi_connection must be '1conv' or '3conv', got {kind!r}")
-
-
-def pixel_shuffles(dim: int, scale: int) -> nn.Sequential:
-    """Convolutions and pixel shuffles that enlarge by 3 or a power of two; ValueError for other scales."""
-    if scale != 3 and (scale < 1 or scale & (scale - 1)):
-        raise ValueError(f"upsampler 'pixelshuffle' enlarges by 3 or a power of 2, got upscale {scale}")
-    factors = [3] if scale == 3 else [2] * (scale.bit_length() - 1)
-    return nn.Sequential(*[m for f in factors for m in (conv3(dim, f * f * dim), nn.PixelShuffle(f))])
 
 
 def mirror_pad(x: Tensor, multiple: int) -> Tensor:

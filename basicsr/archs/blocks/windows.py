@@ -32,6 +32,14 @@ def relative_position_index(window_size: int, device: torch.device | None = None
     return dy * (2 * window_size - 1) + dx
 
 
+def relative_position_bias(table: Tensor, window_size: int) -> Tensor:
+    """((2 * window_size - 1)^2, heads) -> (heads, n, n): table[relative_position_index], read as overlapping views."""
+    side = 2 * window_size - 1
+    mirrored = table.t().reshape(-1, side, side).flip(1, 2)
+    pairs = mirrored.unfold(1, window_size, 1).unfold(2, window_size, 1).flip(1, 2)
+    return pairs.reshape(-1, window_size**2, window_size**2)
+
+
 def shift_mask(h: int, w: int, window_size: int, device: torch.device | None = None) -> Tensor:
     """(windows, n, n) float32, n = window_size^2: added to the logits of an image rolled by -(window_size // 2).
 
@@ -80,3 +88,22 @@ def window_plan(b: int, h: int, w: int, window_size: int, shift: int, device: to
         groups = tuple((part.shape[:3].numel(), None if i == 0 else masks[i])
                        for i, part in enumerate(parts) if part.numel())
         return WindowPlan(order, order.argsort(), groups)
+
+
+class TakeRows(torch.autograd.Function):
+    """Reordered rows; the gradient is taken back by the inverse order instead of added up row by row."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
+        ctx.save_for_backward(order, inverse)
+        return x.index_select(0, order)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
+        order, inverse = ctx.saved_tensors
+        return TakeRows.apply(grad, inverse, order), None, None
+
+
+def take_rows(x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
+    """x[order] of (rows, c) for a permutation and its inverse."""
+    return TakeRows.apply(x, order, inverse)
