@@ -37,9 +37,20 @@ def niqe(sr: Tensor, crop_border: int = 0, convert_to: Literal['y', 'gray'] = 'y
     if crop_border < 0 or min(sr.shape[-2:]) - 2 * crop_border < BLOCK:
         size = tuple(sr.shape[-2:])
         raise ValueError(f'niqe needs {BLOCK}x{BLOCK} pixels inside a border of {crop_border}, got {size}')
+    distances = [_distance(block_features(gray_levels(image, convert_to, crop_border))) for image in sr]
+    return torch.tensor(distances, dtype=torch.float64, device=sr.device)
+
+
+def gray_levels(image: Tensor, convert_to: str, crop_border: int) -> np.ndarray:
+    """What NIQE looks at: (3, h, w) RGB in [0, 1] -> the gray inside the border, 0..255, not yet rounded."""
+    rgb = image.float().permute(1, 2, 0).cpu().numpy()
+    if convert_to == 'y':
+        gray = rgb_to_ycbcr(rgb, y_only=True) * 255
+    else:
+        # Summed from blue to red like the published code: grays of exactly x.5 are common, the last bit rounds them.
+        gray = cv2.cvtColor(np.ascontiguousarray(rgb[..., ::-1]), cv2.COLOR_BGR2GRAY) * 255
     inside = slice(crop_border, -crop_border or None)
-    grays = (_gray(image, convert_to)[inside, inside] for image in sr.float().permute(0, 2, 3, 1).cpu().numpy())
-    return torch.tensor([_distance(block_features(gray)) for gray in grays], dtype=torch.float64, device=sr.device)
+    return gray[inside, inside]
 
 
 def block_features(gray: np.ndarray) -> np.ndarray:
@@ -54,26 +65,20 @@ def block_features(gray: np.ndarray) -> np.ndarray:
     return np.concatenate([_scale_features(image, side) for image, side in scales], axis=1, dtype=np.float64)
 
 
-def _gray(image: np.ndarray, convert_to: str) -> np.ndarray:
-    if convert_to == 'y':
-        return rgb_to_ycbcr(image, y_only=True) * 255
-    # Summed from blue to red like the published code: grays of exactly x.5 are common and the last bit rounds them.
-    return cv2.cvtColor(np.ascontiguousarray(image[..., ::-1]), cv2.COLOR_BGR2GRAY) * 255
-
-
 @lru_cache
-def _pristine() -> dict[str, np.ndarray]:
+def pristine() -> dict[str, np.ndarray]:
+    """Mean (1, 36) and covariance (36, 36) of natural photographs' features, and the 7x7 window."""
     return dict(np.load(Path(__file__).with_name('niqe_pristine.npz')))
 
 
 def _distance(features: np.ndarray) -> float:
     """Between the Gaussian fitted to the blocks' features and that of natural photographs."""
-    pristine = _pristine()
+    natural = pristine()
     whole = features[~np.isnan(features).any(1)]
     if len(whole) < 2:
         return float('nan')
-    difference = pristine['mu_pris_param'][0] - np.nanmean(features, axis=0)
-    covariance = (pristine['cov_pris_param'] + np.cov(whole, rowvar=False)) / 2
+    difference = natural['mu_pris_param'][0] - np.nanmean(features, axis=0)
+    covariance = (natural['cov_pris_param'] + np.cov(whole, rowvar=False)) / 2
     return float(np.sqrt(difference @ np.linalg.pinv(covariance) @ difference))
 
 
@@ -93,7 +98,7 @@ def _scale_features(image: np.ndarray, side: int) -> np.ndarray:
 
 def _windowed_mean(image: np.ndarray) -> np.ndarray:
     """Accumulated in float64 and stored in float32, edge pixels repeated."""
-    window = _pristine()['gaussian_window']
+    window = pristine()['gaussian_window']
     return cv2.filter2D(image.astype(np.float64), -1, window, borderType=cv2.BORDER_REPLICATE).astype(np.float32)
 
 

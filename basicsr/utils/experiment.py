@@ -49,8 +49,9 @@ class Experiment:
     def _make_folders(self, resume: bool) -> None:
         stamp = time.strftime('%Y%m%d_%H%M%S')
         try:
-            if self.folder.exists() and not resume:
-                self.folder.rename(_free_name(self.folder.with_name(f'{self.folder.name}_archived_{stamp}')))
+            if not resume:
+                archive(self.folder)
+                archive(Path('tb_logger') / self.opt.name)
             for folder in (self.models, self.states):
                 folder.mkdir(parents=True, exist_ok=True)
             start_logging(True, self.folder / f'train_{self.opt.name}_{stamp}.log')
@@ -226,13 +227,15 @@ def _refuse_nonfinite(networks: dict[str, dict[str, dict]]) -> None:
                 raise CheckpointError(f'network_{label} is not saved: {key} is not finite in {", ".join(bad[:5])}')
 
 
-def _free_name(path: Path) -> Path:
-    number = 1
-    free = path
-    while free.exists():
-        number += 1
-        free = path.with_name(f'{path.name}_{number}')
-    return free
+def archive(folder: Path) -> None:
+    """Put an older folder of this name aside, under a new one that says when; nothing is overwritten."""
+    if folder.exists():
+        stamped = folder.with_name(f'{folder.name}_archived_{time.strftime("%Y%m%d_%H%M%S")}')
+        free, number = stamped, 1
+        while free.exists():
+            number += 1
+            free = stamped.with_name(f'{stamped.name}_{number}')
+        folder.rename(free)
 
 
 def free_bytes(folder: Path) -> int:
