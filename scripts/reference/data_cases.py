@@ -1,0 +1,67 @@
+"""Cases of `data`: crops and flips, LMDB."""
+
+import random
+import tempfile
+from collections.abc import Iterator
+from itertools import product
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from basicsr.data.storage import open_storage
+from basicsr.data.transforms import augment, crop, draw_flips, mod_crop, paired_random_crop
+from basicsr.utils.image import decode_image
+from reference.case import Case
+from reference.checking import checks
+
+
+@checks('data', 'paired_random_crop')
+def crops_and_flips(case: Case) -> Iterator[tuple]:
+    lq, gt = case.inputs['lq'], case.inputs['gt']
+    scale, side, top, left = (case.args[key] for key in ('scale', 'gt_patch', 'top', 'left'))
+    yield 'crop_lq', crop(lq, top, left, side // scale)
+    yield 'crop_gt', crop(gt, top * scale, left * scale, side)
+    image = lq.astype(np.float32)
+    image = image / 255 if case.arrays['aug_000'].max() <= 1 else image
+    for h, v, r in product((0, 1), repeat=3):
+        yield f'aug_{h}{v}{r}', augment(image, bool(h), bool(v), bool(r))
+    yield 'rng', [drawn(lq, side, scale, seed) for seed in range(len(case.arrays['rng']))]
+    if 'mod_crop' in case.arrays:
+        size = case.arrays['mod_crop'].shape
+        moduli = (m for m in range(1, max(gt.shape) + 1) if mod_crop(gt, m).shape == size)
+        yield 'mod_crop', next((mod_crop(gt, modulus) for modulus in moduli), gt)
+
+
+def drawn(lq: np.ndarray, side: int, scale: int, seed: int) -> list[int]:
+    """Top, left and the flips that follow, from a generator seeded with `seed`: read off an image of coordinates."""
+    rng = random.Random(seed)
+    places = np.stack(np.mgrid[: lq.shape[0], : lq.shape[1]], axis=-1)
+    large = places.repeat(scale, axis=0).repeat(scale, axis=1)
+    small, _ = paired_random_crop(places, large, side, scale, rng)
+    return [*small[0, 0].tolist(), *map(int, draw_flips(True, True, rng))]
+
+
+@checks('data', 'make_lmdb_from_imgs')
+def lmdb_layout(case: Case) -> Iterator[tuple]:
+    """A database in the published layout, read by our storage; grey images come back with three equal channels."""
+    keys = case.spec['keys_in_database']
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder, 'images.lmdb')
+        _write(root, case.spec['meta_info.txt'], {
+            key: case.inputs[f'image_{k}'].astype(np.uint8) for k, key in enumerate(keys)})
+        yield 'files', sorted(path.name for path in root.iterdir()), sorted(case.spec['files'])
+        storage = open_storage(str(root), {'type': 'lmdb'})
+        yield 'keys', storage.names(), case.spec['keys_from_meta_info']
+        for k, key in enumerate(storage.names()):
+            yield f'read_bgr_{k}', (decode_image(storage.read(key), key)[..., ::-1] * 255).round()
+
+
+def _write(root: Path, meta_info: str, images: dict[str, np.ndarray]) -> None:
+    import lmdb
+    with lmdb.open(str(root), map_size=1 << 24) as environment, environment.begin(write=True) as transaction:
+        for key, image in images.items():
+            bgr = image if image.ndim == 2 else image[..., ::-1]
+            png = cv2.imencode('.png', bgr, [cv2.IMWRITE_PNG_COMPRESSION, 1])[1]
+            transaction.put(key.encode('ascii'), png.tobytes())
+    Path(root, 'meta_info.txt').write_text(meta_info)
