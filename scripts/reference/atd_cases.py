@@ -47,7 +47,7 @@ def forward(case: Case, net: nn.Module) -> Iterator[tuple]:
     layer = _layer_of(case)
     names = {'conv_first': 'conv_first', 'patch_embed.norm': 'tokens', f'{layer}.attn_atd': 'atd',
              f'{layer}.attn_aca': 'x_aca', f'{layer}.attn_win': 'win_out', f'{layer}.convffn': 'ffn_out',
-             layer: 'layer', 'layers.0': 'block0', 'norm': 'final_norm'}
+             layer: 'layer', 'norm': 'final_norm', **{f'layers.{n}': f'block{n}' for n in range(len(net.layers))}}
     seen = {}
     modules = dict(net.named_modules())
     hooks = [modules[path].register_forward_hook(lambda _, __, out, name=name: seen.update({name: out}))
@@ -61,7 +61,8 @@ def forward(case: Case, net: nn.Module) -> Iterator[tuple]:
     seen['x_atd'], seen['sim'] = seen.pop('atd')
     seen['layer_x'], seen['layer_td'] = seen.pop('layer')
     seen['tk_id'], seen['order'] = seen['sim'].argmax(-1), category_order(seen['sim'])
-    seen['win_out'] = _as_windows(seen['win_out'], size, case.args['window_size'], shifted=int(layer[-1]) % 2 == 1)
+    shifted = int(layer.rpartition('.')[2]) % 2 == 1
+    seen['win_out'] = _as_windows(seen['win_out'], size, case.args['window_size'], shifted)
     yield from seen.items()
 
 
@@ -143,7 +144,8 @@ def one_layer(case: Case) -> Iterator[tuple]:
     from_dictionary, similarity = layer.attn_atd(x, dictionary)
     yield 'x_atd', from_dictionary
     yield 'sim', similarity
-    yield 'td_new', layer.refine(dictionary, similarity, x)
+    if 'td_new' in case.arrays:
+        yield 'td_new', layer.refine(dictionary, similarity, x)
     layer_x, layer_dictionary = layer(x, dictionary, tuple(case.inputs['x_size']))
     yield 'layer_x', layer_x
     yield 'layer_td', layer_dictionary

@@ -1,5 +1,6 @@
 """Cases of `core` about losses and discriminators."""
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -10,7 +11,7 @@ from basicsr.losses.gan_loss import GAN_LOSSES, gradient_penalty_loss, r1_penalt
 from basicsr.losses.ldl_loss import artifact_map, local_variance
 from basicsr.utils.registry import ARCH_REGISTRY, LOSS_REGISTRY
 from reference.case import Case
-from reference.checking import checks, tensors
+from reference.checking import checks, closest, tensors
 
 LDL_WINDOW = 7  # what the published function was called with
 
@@ -81,7 +82,9 @@ def perceptual(case: Case) -> Iterator[tuple]:
             loss = LOSS_REGISTRY.build(
                 {'type': 'PerceptualLoss', **case.args, 'criterion': criterion, 'pretrained': False})
             _fill_extractor(loss.vgg, case)
-            yield f'out_{criterion}', [0.0 if part is None else part.item() for part in loss(x, gt)]
+            parts = loss(x, gt)
+            yield closest(case, f'out_{criterion}', (  # a part of weight 0 is None, for which a number was recorded
+                [left_out if part is None else part.item() for part in parts] for left_out in (0.0, math.nan)))
             first = next(iter(case.args['layer_weights']))
             yield 'feat_first', loss.vgg(x)[first][:, :4]
 

@@ -58,18 +58,21 @@ def averages(case: Case) -> Iterator[tuple]:
 
 
 def _module(layout: dict[str, list[int]]) -> nn.Module:
-    """Convolutions and batch normalisations with the names and shapes of a layout."""
+    """Parameters, and the buffers of batch normalisation, with the names and shapes of a layout."""
     net = nn.Module()
     for name, shape in layout.items():
-        child, _, leaf = name.rpartition('.')
-        if leaf != 'weight':
-            continue
-        if len(shape) == 4:
-            net.add_module(child, nn.Conv2d(shape[1], shape[0], shape[2:], bias=f'{child}.bias' in layout))
-        elif f'{child}.running_mean' in layout:
-            net.add_module(child, nn.BatchNorm2d(shape[0]))
+        *parents, leaf = name.split('.')
+        owner = net
+        for parent in parents:
+            if parent not in dict(owner.named_children()):
+                owner.add_module(parent, nn.Module())
+            owner = owner.get_submodule(parent)
+        if leaf == 'num_batches_tracked':
+            owner.register_buffer(leaf, torch.tensor(0))
+        elif leaf.startswith('running_'):
+            owner.register_buffer(leaf, torch.zeros(shape))
         else:
-            raise Unsupported(f'a module with the entry {name} {shape}')
+            owner.register_parameter(leaf, nn.Parameter(torch.zeros(shape)))
     return net
 
 
@@ -126,13 +129,19 @@ def written_files(case: Case) -> Iterator[tuple]:
     published = case.spec['files']
     state_name = next(name for name in published if name.endswith('.state'))
     state = published[state_name]
-    networks = tiny_networks({f'{label}_{entry}': content['tensor'] for label in ('g', 'd') for entry, content
-                              in published[f'net_{label}_{Path(state_name).stem}.pth']['params'].items()})
-    train = {'pixel_opt': {'type': 'L1Loss'}, 'gan_opt': {'type': 'GANLoss', 'gan_type': 'vanilla'}, 'ema_decay': 0.5}
-    for label, optimizer in zip(('g', 'd'), state['optimizers'], strict=True):
-        group = optimizer['param_groups'][0]
-        values = {key: group[key]['value'] for key in ('lr', 'weight_decay', 'eps')}
-        train[f'optim_{label}'] = {'type': 'Adam', 'betas': [beta['value'] for beta in group['betas']], **values}
+    files = {name.split('_')[1]: content for name, content in published.items()
+             if name.endswith(f'_{Path(state_name).stem}.pth')}
+    labels = sorted(files, reverse=True)  # g, then d: the order of the optimizers
+    networks = tiny_networks({f'{label}_{entry}': content['tensor'] for label in labels
+                              for entry, content in files[label]['params'].items()})
+    train = {'pixel_opt': {'type': 'L1Loss'}, 'ema_decay': 0.5 if 'params_ema' in files['g'] else 0}
+    if 'd' in labels:
+        train['gan_opt'] = {'type': 'GANLoss', 'gan_type': 'vanilla'}
+    for label, optimizer in zip(labels, state['optimizers'], strict=True):
+        group = _plain(optimizer['param_groups'][0])
+        names = ('lr', 'momentum', 'betas', 'eps', 'weight_decay')
+        train[f'optim_{label}'] = {'type': 'SGD' if 'momentum' in group else 'Adam',
+                                   **{name: group[name] for name in names if name in group}}
     with tempfile.TemporaryDirectory() as folder, _logging_as_it_was():
         opt = options(networks, train, 2, path={'experiments_root': folder})
         model = prepared(opt)
@@ -168,12 +177,13 @@ def _scheduler_differences(published: list[dict], optimizers: dict) -> list[str]
     for content, optimizer in zip(published, optimizers.values(), strict=True):
         plain = _plain(content)
         if 'milestones' in plain:
-            repeated = [int(step) for step, count in plain['milestones'].items() for _ in range(count)]
-            kind, names = 'MultiStepRestartLR', ('gamma', 'restarts', 'restart_weights')
-            section = {'milestones': repeated}
+            kind, names = 'MultiStepRestartLR', ('milestones', 'gamma', 'restarts', 'restart_weights')
+            plain['milestones'] = [int(step) for step, count in plain['milestones'].items() for _ in range(count)]
+        elif 'T_max' in plain:
+            kind, names = 'TrueCosineAnnealingLR', ('T_max', 'eta_min')
         else:
-            kind, names, section = 'CosineAnnealingRestartLR', ('periods', 'restart_weights', 'eta_min'), {}
-        section |= {'type': kind, **{name: plain[name] for name in names}}
+            kind, names = 'CosineAnnealingRestartLR', ('periods', 'restart_weights', 'eta_min')
+        section = {'type': kind, **{name: plain[name] for name in names}}
         (scheduler,) = LearningRates(section, {'g': optimizer}, -1).schedulers
         faults += _differences(_described(scheduler.state_dict()), content, kind)
     return faults
@@ -228,16 +238,12 @@ def log_text(case: Case) -> Iterator[tuple]:
 
 @checks('core', 'force_yml')
 def option_text(case: Case) -> Iterator[tuple]:
-    """Values of the command line and of YAML. Ours reads some numbers that published code leaves as text (core.md 2)."""
-    read_as_numbers = []
+    """Values of the command line and of YAML; ours reads as numbers some that published code leaves as text."""
+    read_as_numbers: list[str] = []
 
     def parsed(name: str, ours: Any, expected: dict) -> tuple:
-        text = expected['value']
-        is_number = isinstance(ours, int | float) and not isinstance(ours, bool)
-        if expected['type'] == 'str' and is_number and ours == float(text):
-            read_as_numbers.append(text)
-            ours = text
-        return name, [type(ours).__name__, ours], [expected['type'], text]
+        ours = _as_published(ours, expected['value'], read_as_numbers)
+        return name, [type(ours).__name__, ours], [expected['type'], expected['value']]
 
     for text, expected in case.spec.get('values', {}).items():
         yield parsed(f'value {text!r}', parse_value(text), expected)
@@ -257,6 +263,19 @@ def option_text(case: Case) -> Iterator[tuple]:
     if read_as_numbers:
         yield Note(f'{len(read_as_numbers)} numbers that the published parser leaves as text: '
                    f'{", ".join(dict.fromkeys(read_as_numbers))}')
+
+
+def _as_published(ours: Any, published: Any, read_as_numbers: list[str]) -> Any:
+    """Our value, with the published text in place of each number that this text denotes; such texts are noted."""
+    if isinstance(published, list) and isinstance(ours, list) and len(ours) == len(published):
+        return [_as_published(*pair, read_as_numbers) for pair in zip(ours, published, strict=True)]
+    if isinstance(published, dict) and isinstance(ours, dict):
+        return {key: _as_published(value, published.get(key), read_as_numbers) for key, value in ours.items()}
+    is_number = isinstance(ours, int | float) and not isinstance(ours, bool)
+    if isinstance(published, str) and is_number and ours == float(published):
+        read_as_numbers.append(published)
+        return published
+    return ours
 
 
 def _tree_of(text: str) -> dict:

@@ -71,9 +71,11 @@ class ReferenceDiscriminator(nn.Module):
 
 
 def tiny_networks(shapes: dict[str, list[int] | torch.Size]) -> dict[str, dict]:
-    """The sections of both tiny networks, from the shapes of g_c1.weight, g_c2.weight, d_c1.weight and d_c2.weight."""
+    """Sections of the tiny networks, from the shapes of g_c1.weight and g_c2.weight, and of d_c1... if there is a d."""
     sections = {}
     for label, kind in (('g', 'ReferenceGenerator'), ('d', 'ReferenceDiscriminator')):
+        if f'{label}_c1.weight' not in shapes:
+            continue
         first, second = shapes[f'{label}_c1.weight'], shapes[f'{label}_c2.weight']
         sections[f'network_{label}'] = {
             'type': kind, 'num_in_ch': first[1], 'num_feat': first[0], 'num_out_ch': second[0]}
