@@ -7,6 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from basicsr.utils.registry import UserError
 from basicsr.utils.tiling import tile_count, tiled
 
 logger = logging.getLogger(__name__)
@@ -37,11 +38,11 @@ class Restorer:
         dtype: str = 'fp32',
     ):
         if tile < 0 or overlap < 0 or tile_batch < 1:
-            raise ValueError(
+            raise UserError(
                 f'tile and overlap are 0 or more and tile_batch 1 or more, got {tile}, {overlap}, {tile_batch}'
             )
         if dtype not in ('auto', *DTYPES):
-            raise ValueError(f'{dtype!r} is not a known dtype; known: auto, {", ".join(DTYPES)}')
+            raise UserError(f'{dtype!r} is not a known dtype; known: auto, {", ".join(DTYPES)}')
         self.model, self.tile, self.overlap, self.tile_batch = model, tile, overlap, tile_batch
         self.self_ensemble = self_ensemble
         self.dtype = automatic_dtype(model.device) if dtype == 'auto' else dtype

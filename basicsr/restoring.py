@@ -1,0 +1,133 @@
+"""The loop of inference.py: pictures through a Restorer into files, scored where there is ground truth."""
+
+import errno
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from torch import Tensor
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from basicsr.metrics.evaluate import build_metrics, metric_sections, score
+from basicsr.models import build_model
+from basicsr.models.base_model import BaseModel
+from basicsr.models.restorer import Restorer
+from basicsr.utils.download import local_path
+from basicsr.utils.image import read_image, to_tensor
+from basicsr.utils.messages import LOGGER
+from basicsr.utils.options import load_options
+from basicsr.utils.picture import Picture
+from basicsr.utils.picture_files import Job
+from basicsr.utils.registry import UserError
+from basicsr.utils.resize import imresize
+from basicsr.utils.zoo import find_model
+
+logger = logging.getLogger(__name__)
+BROKEN = (ValueError, OSError, MemoryError, ArithmeticError, RuntimeError)  # what one picture may fail with
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one picture; `scores` and `bicubic` by metric, empty without ground truth."""
+
+    job: Job
+    error: str = ''
+    scores: dict[str, float] = field(default_factory=dict)
+    bicubic: dict[str, float] = field(default_factory=dict)
+
+
+def load_model(name: str | None, option_file: str | None, weights: str | None, offline: bool) -> BaseModel:
+    """The model of a name in models.yml, or of an option file, with its weights; on the CPU. Raises UserError."""
+    if name is not None:
+        known = find_model(name)
+        option_file, path = str(known.option_file), known.weights_file(offline)
+    else:
+        path = None if weights is None else local_path(weights, offline)
+    overrides = [] if path is None else [f'path:pretrain_network_g={path.resolve()}', 'path:param_key_g=params_ema']
+    opt = load_options(option_file, is_train=False, overrides=overrides, check_files=False)
+    if 'g' not in opt.path.pretrained:
+        raise UserError(f'{option_file} names no weights (path: pretrain_network_g); name them with --weights')
+    return build_model(opt)
+
+
+def restore_pictures(
+    restorer: Restorer, jobs: Sequence[Job], gt: dict[Path, Path], max_pixels: int, show_progress: bool
+) -> list[Outcome]:
+    """Restore and write every picture; what is broken is logged and the others go on.
+
+    A disk that is full or read-only ends the loop: the outcomes are then fewer than the jobs.
+    """
+    outcomes = []
+    bar = tqdm(
+        total=len(jobs),
+        disable=not show_progress,
+        bar_format='{l_bar}{bar}| {n:.1f}/{total} [{elapsed}<{remaining}{postfix}]',
+    )
+    with bar, logging_redirect_tqdm([LOGGER]):
+        for index, job in enumerate(jobs):
+            bar.set_postfix_str(job.source.name)
+
+            def advance(done: int, total: int, index: int = index) -> None:
+                bar.n = index + done / total
+                bar.refresh()
+
+            try:
+                outcomes.append(restore_picture(restorer, job, gt.get(job.source), max_pixels, advance))
+            except BROKEN as error:
+                reason = ' '.join(str(error).split()) or type(error).__name__
+                if str(job.source) not in reason and str(job.target) not in reason:
+                    reason = f'{job.source}: {reason}'
+                outcomes.append(Outcome(job, reason))
+                LOGGER.error('%s', reason)
+                if isinstance(error, OSError) and error.errno in FULL:
+                    break
+            advance(1, 1)
+    return outcomes
+
+
+def restore_picture(
+    restorer: Restorer, job: Job, gt: Path | None, max_pixels: int, progress: Callable[[int, int], None]
+) -> Outcome:
+    """Restore and write one picture, and score it against its ground truth."""
+    picture = Picture.read(job.source, max_pixels)
+    sr = restorer(picture.lq, progress)
+    alpha = None
+    if picture.alpha is not None and picture.alpha.min() < picture.alpha.max():
+        alpha = restorer(picture.alpha.expand(-1, 3, -1, -1))  # edges of alpha must be as sharp as those of the colours
+    scale = restorer.model.scale
+    picture.save(job.target, sr, scale, alpha)
+    if gt is None:
+        return Outcome(job)
+    reference = _reference(gt, sr, scale)
+    metrics = build_metrics(metric_sections('sr_y', {}, scale))
+    bicubic = imresize(picture.lq, scale)
+    return Outcome(job, '', score(metrics, sr, reference), score(metrics, bicubic, reference))
+
+
+def score_table(outcomes: Sequence[Outcome]) -> str:
+    """PSNR and SSIM of each scored picture next to bicubic's, and the means."""
+    rows = [(o.job.source.name, o.scores, o.bicubic) for o in outcomes if o.scores]
+    if not rows:
+        return ''
+    mean = ({m: sum(row[i][m] for row in rows) / len(rows) for m in ('psnr', 'ssim')} for i in (1, 2))
+    rows.append((f'mean of {len(rows)}', *mean))
+    width = max(len(row[0]) for row in rows)
+    lines = [f'{"PSNR, SSIM (Y)":{width}}  {"restored":>14}  {"bicubic":>14}  {"gain":>7}']
+    for name, ours, bicubic in rows:
+        gain = ours['psnr'] - bicubic['psnr']
+        columns = '  '.join(f'{scores["psnr"]:7.3f} {scores["ssim"]:.4f}' for scores in (ours, bicubic))
+        lines.append(f'{name:{width}}  {columns}  {gain:+7.3f}')
+    return '\n'.join(lines)
+
+
+def _reference(gt: Path, sr: Tensor, scale: int) -> Tensor:
+    """Ground truth without the rows and columns that lq has no whole pixel for."""
+    reference = to_tensor(read_image(gt))[None]
+    height, width = sr.shape[-2:]
+    rows, columns = reference.shape[-2] - height, reference.shape[-1] - width
+    if not (0 <= rows < scale and 0 <= columns < scale):
+        raise ValueError(f'{gt} is {reference.shape[-1]}x{reference.shape[-2]}, the restored picture {width}x{height}')
+    return reference[..., :height, :width]

@@ -1,0 +1,69 @@
+"""The models that can be had by name: options, weights, licence and source of each (basicsr/pretrained/models.yml)."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from basicsr.utils.download import DownloadError, local_path
+from basicsr.utils.registry import UserError, suggestion
+from basicsr.utils.yaml_loader import load_yaml
+
+FOLDER = Path(__file__).resolve().parents[1] / 'pretrained'
+PROJECT = FOLDER.parents[1]
+
+
+@dataclass(frozen=True)
+class KnownModel:
+    """One entry of models.yml, which says what each field means."""
+
+    name: str
+    options: str
+    weights: str
+    licence: str
+    source: str
+    note: str
+    sha256: str | None = None
+    page: str | None = None
+
+    @property
+    def option_file(self) -> Path:
+        return PROJECT / self.options
+
+    def weights_file(self, offline: bool | None = None) -> Path:
+        """The weights on this machine, downloaded if need be. Raises DownloadError that says how to get them."""
+        checksum = f'#sha256={self.sha256}' if self.sha256 else ''
+        if '://' in self.weights:
+            return local_path(self.weights + checksum, offline)
+        place = self._place()
+        if not place.is_file():
+            if self.page:
+                raise DownloadError(
+                    f'{self.name}: the publisher gives no direct link. Fetch {place.name} from {self.page} '
+                    f'and put it at {place}'
+                )
+            raise DownloadError(f'{self.name}: {place} is missing; it belongs to this project, fetch it again')
+        return local_path(f'{place}{checksum}')
+
+    def state(self) -> str:
+        """Whether the weights are here: 'bundled', 'here', 'by hand' (to be fetched from `page`) or 'download'."""
+        if '://' in self.weights:
+            return 'download'
+        if not self._place().is_file():
+            return 'by hand' if self.page else 'missing'
+        return 'here' if self.page else 'bundled'
+
+    def _place(self) -> Path:
+        return PROJECT / self.weights if self.page else FOLDER / self.weights
+
+
+def known_models() -> dict[str, KnownModel]:
+    """All models of models.yml by name."""
+    entries, _ = load_yaml(FOLDER / 'models.yml')
+    return {name: KnownModel(name=name, **fields) for name, fields in entries.items()}
+
+
+def find_model(name: str) -> KnownModel:
+    """The model of that name. Raises UserError with the nearest name."""
+    models = known_models()
+    if name not in models:
+        raise UserError(f'{name!r} is not a known model; {suggestion(name, models)} (inference.py --list shows all)')
+    return models[name]

@@ -1,0 +1,143 @@
+"""Restore pictures: a file, a folder or a glob in, the super-resolved pictures out.
+
+    python inference.py -i testset/lq_x4 --gt testset/gt
+    python inference.py -i photo.jpg 'scans/*.tif' -o restored -m ATD-demo_x2
+    accelerate launch inference.py -i folder --opt options/test/ATD/ATD-demo_x4.yml --weights net_g_latest.pth
+"""
+
+import os
+import sys
+from pathlib import Path
+
+# Another package called basicsr is often installed; the one beside this file is meant.
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import argparse
+
+import torch
+
+from basicsr.models.restorer import DTYPES, Restorer
+from basicsr.restoring import Outcome, load_model, restore_pictures, score_table
+from basicsr.utils.cli import run
+from basicsr.utils.image import MAX_PIXELS
+from basicsr.utils.messages import LOGGER, start_logging
+from basicsr.utils.picture_files import EXISTING, find_partners, find_pictures, plan_outputs, prepare_folder
+from basicsr.utils.registry import UserError
+from basicsr.utils.zoo import known_models
+
+DEFAULT_MODEL = 'ATD-demo_x4'
+
+
+def main() -> int:
+    args = parse_arguments()
+    is_main = os.environ.get('RANK', '0') == '0'
+    start_logging(is_main)
+    if args.list:
+        print(model_list())
+        return 0
+    name = args.model or (None if args.opt else DEFAULT_MODEL)
+    if args.offline:
+        os.environ['BASICSR_OFFLINE'] = '1'
+    folder = Path(args.output or Path('results/inference') / (name or Path(args.opt).stem))
+    sources = find_pictures(args.input)
+    jobs = plan_outputs(sources, folder, args.suffix, args.ext, args.existing)
+    gt = find_partners([job.source for job in jobs], Path(args.gt)) if args.gt else {}
+    prepare_folder(folder)
+    state = process_state(args.device)
+    try:
+        rank, world = (state.process_index, state.num_processes) if state else (0, 1)
+        device = state.device if state else chosen_device(args.device)
+        model = load_model(name, args.opt, args.weights, args.offline).to(device)
+        settings = {'tile': args.tile, 'overlap': args.overlap, 'tile_batch': args.tile_batch}
+        restorer = Restorer(model, **settings, self_ensemble=args.self_ensemble, dtype=args.dtype)
+        LOGGER.info('%s (x%d) on %s%s in %s: %d pictures -> %s', name or args.opt, model.scale, device,
+                    f' x {world}' if world > 1 else '', restorer.dtype, len(jobs), folder)
+        outcomes = restore_pictures(restorer, jobs[rank::world], gt, args.max_pixels, show_progress=is_main)
+        if state:
+            from accelerate.utils import gather_object
+            outcomes = sorted(gather_object(outcomes), key=lambda outcome: jobs.index(outcome.job))
+    finally:
+        if state:
+            state.destroy_process_group()
+    return report(outcomes, len(jobs), folder) if is_main else 0
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add('-i', '--input', nargs='+', action='extend', default=[], metavar='PATH', help='files, folders, globs; may repeat')
+    add('-o', '--output', metavar='FOLDER', help='default: results/inference/MODEL')
+    add('-m', '--model', metavar='NAME', help=f'a model that --list shows; default: {DEFAULT_MODEL}')
+    add('--opt', metavar='FILE', help='an option file that describes the model, in place of -m')
+    add('--weights', metavar='FILE|URL', help='with --opt: its weights; default: those that the option file names')
+    add('--list', action='store_true', help='show the models that have names')
+    add('--device', default='auto', help='auto (cuda, else mps, else cpu), or a device of torch such as cuda:1')
+    add('--dtype', default='auto', choices=('auto', *DTYPES), help='auto: bf16 on a GPU that has it, else fp32')
+    add('--tile', type=int, default=0, metavar='N', help='largest side, in input pixels, restored at once; 0 (the'
+        ' default) takes the whole picture. Tiles need less memory; for ATD, which compares all parts of a picture with'
+        ' each other, they are an approximation')
+    add('--overlap', type=int, default=32, metavar='N', help='pixels that tiles share and blend (32)')
+    add('--tile-batch', type=int, default=1, metavar='N', help='tiles restored at once (1)')
+    add('--self-ensemble', action='store_true', help='mean over eight flips and turns: a little better, 8x the work')
+    add('--gt', metavar='FOLDER', help='ground truth of the same names: print PSNR and SSIM next to those of bicubic')
+    add('--ext', default='auto', type=extension, help='format of the results (png, jpg, tif, ...); auto: as the input')
+    add('--suffix', default='', help='added to the names of the results')
+    add('--existing', default='overwrite', choices=EXISTING, help='what to do about results that are there (overwrite)')
+    add('--max-pixels', type=int, default=MAX_PIXELS, metavar='N', help=f'refuse larger inputs ({MAX_PIXELS})')
+    add('--offline', action='store_true', help='download nothing')
+    args = parser.parse_args()
+    if not args.list and not args.input:
+        parser.error('name at least one picture, folder or glob with -i')
+    if args.opt and args.model:
+        parser.error('-m and --opt exclude each other')
+    if args.weights and not args.opt:
+        parser.error('--weights needs --opt, which describes their network')
+    return args
+
+
+class OneLineParser(argparse.ArgumentParser):
+    def error(self, message: str):
+        self.exit(2, f'Error: {message} (--help explains)\n')
+
+
+def extension(text: str) -> str:
+    text = text.lower()
+    return text if text == 'auto' or text.startswith('.') else f'.{text}'
+
+
+def process_state(device: str):
+    """accelerate's view of the processes that `accelerate launch` or torchrun started; None for one process."""
+    if int(os.environ.get('WORLD_SIZE', '1')) < 2:
+        return None
+    from accelerate import PartialState
+    return PartialState(cpu=chosen_device(device).type == 'cpu')
+
+
+def chosen_device(name: str) -> torch.device:
+    if name == 'auto':
+        name = 'cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu'
+    try:
+        torch.empty(1, device=name)
+        return torch.device(name)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f'--device {name}: {str(error).splitlines()[0]}') from None
+
+
+def model_list() -> str:
+    rows = [(m.name, m.state(), m.licence, m.note, m.page or m.source) for m in known_models().values()]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return '\n'.join('  '.join(map(str.ljust, row, widths)).rstrip() for row in rows)
+
+
+def report(outcomes: list[Outcome], planned: int, folder: Path) -> int:
+    """Print the scores and how many pictures were restored; the exit status."""
+    table = score_table(outcomes)
+    if table:
+        print(table)
+    done = sum(not outcome.error for outcome in outcomes)
+    print(f'{done} of {planned} pictures restored in {folder}')
+    return int(done < planned)
+
+
+if __name__ == '__main__':
+    run(main)
