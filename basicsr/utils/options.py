@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 import pydantic
 
 from basicsr.utils import registry
+from basicsr.utils.plugins import import_plugins
 from basicsr.utils.registry import OptionError, check_arguments, first_fault, reject_unknown
 from basicsr.utils.yaml_loader import Lines, apply_override, load_yaml
 
@@ -127,6 +128,7 @@ class Options(Section):
     manual_seed: Count = 0
     device: Literal['auto', 'cpu'] = 'auto'
     find_unused_parameters: bool = False
+    custom_imports: list[str] = []  # Python files or modules that register networks, data sets, losses of their own
     datasets: dict[str, DatasetOptions] = {}
     networks: dict[str, dict]
     model: dict = {}
@@ -240,6 +242,7 @@ class _Parser:
         }
         reject_unknown(tree, known, 'option')
         options = self._framework(Options, {**tree, **own, 'is_train': self.is_train, 'file': file, 'text': text}, '')
+        import_plugins(options.custom_imports)
         self._check_components(options)
         return options
 
