@@ -3,7 +3,9 @@
 import io
 import json
 import struct
+import warnings
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -15,6 +17,7 @@ from PIL import Image
 from basicsr.utils.image import (
     crop_border,
     decode_image,
+    header_size,
     img2tensor,
     read_image,
     tensor2img,
@@ -219,6 +222,7 @@ def test_exif_orientation_is_applied(orientation, suffix):
     expected = np.asarray(image if turn is None else image.transpose(turn))
     result = decode(data, 'turned').array[..., 0]
     assert result.shape == expected.shape
+    assert header_size(data, 'turned') == expected.shape[::-1]
     assert np.abs(result.astype(int) - expected).max() < 30  # JPEG and WebP lose a little
 
 
@@ -241,6 +245,27 @@ def test_exif_orientation_is_applied_to_sixteen_bit_color(orientation):
         8: np.rot90(image),
     }[orientation]
     np.testing.assert_array_equal(decode(data, 'turned').array, expected)
+
+
+def test_the_header_alone_gives_the_size():
+    assert header_size(png_header(65000, 3), 'image') == (65000, 3)
+    for deep in (
+        encode(noise(5, 9, 3, dtype=np.uint16), '.tif'),
+        cv2.imencode('.tif', np.ones((5, 9, 3), np.float32))[1],
+    ):
+        assert header_size(bytes(deep), 'image') == (9, 5)
+    for data in (b'', b'text', encode(noise(5, 9, 3), '.png')[:20], encode(noise(5, 9, 3), '.tif')[:9]):
+        with pytest.raises(ValueError, match='image'):
+            header_size(data, 'image')
+
+
+def test_threads_may_read_at_the_same_time():
+    data = [encode(noise(20, 20, 3), suffix) for suffix in SUFFIXES] * 20
+    limit, filters = Image.MAX_IMAGE_PIXELS, list(warnings.filters)
+    with ThreadPoolExecutor(8) as pool:
+        shapes = set(pool.map(lambda content: decode_image(content, 'image').shape, data))
+    assert shapes == {(20, 20, 3)}
+    assert limit == Image.MAX_IMAGE_PIXELS and filters == warnings.filters
 
 
 def test_eight_bit_rounding_is_half_to_even_and_clamped():

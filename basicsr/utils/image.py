@@ -1,16 +1,23 @@
 """Images on disk <-> float32 RGB arrays and tensors in [0, 1]; with image_codec.py the only code that knows BGR."""
 
-import io
 import os
 import uuid
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
-from basicsr.utils.image_codec import IMAGE_SUFFIXES, MAX_PIXELS, MAX_SIDE, Pixels, decode, encode, expected_format
+from basicsr.utils.image_codec import (
+    IMAGE_SUFFIXES,
+    MAX_PIXELS,
+    MAX_SIDE,
+    Pixels,
+    decode,
+    encode,
+    expected_format,
+    header_size,
+)
 
 __all__ = [
     'IMAGE_SUFFIXES',
@@ -21,12 +28,10 @@ __all__ = [
     'decode_pixels',
     'decoded_size',
     'header_size',
-    'decode_pixels',
     'img2tensor',
     'make_grid',
     'min_max_scale',
     'read_image',
-    'scaled_to_float',
     'scaled_to_float',
     'tensor2img',
     'tensor2img_fast',
@@ -203,13 +208,3 @@ def decoded_size(data: bytes, name: str) -> tuple[int, int]:
     """(width, height) after decoding the whole image; errors as of read_image."""
     height, width = decode_pixels(data, name).shape[:2]
     return width, height
-
-
-def header_size(data: bytes, name: str) -> tuple[int, int]:
-    """(width, height), upright by EXIF, from an image file's header. Raises ValueError for what is no image."""
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
-            return image.size[::-1] if turned else image.size
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f'{name} is not a readable image: {error}') from None

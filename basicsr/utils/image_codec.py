@@ -8,6 +8,8 @@ import struct
 import threading
 import warnings
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import PurePath
 
@@ -30,7 +32,7 @@ MAX_PIXELS = 2**28
 MAX_SIDE = 2**17
 _TIFF_STARTS = (b'II*\0', b'MM\0*', b'II+\0', b'MM\0+')
 _PNG_START = b'\x89PNG\r\n\x1a\n'
-_pillow_limit = threading.Lock()
+_one_thread = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -48,9 +50,7 @@ def decode(data: bytes, name: str, max_pixels: int = MAX_PIXELS, max_side: int =
     1-bit becomes gray, palettes become RGB, CMYK becomes sRGB (through its profile where it has one), a transparent
     colour becomes alpha, EXIF orientation is applied. Float TIFF is kept as it is. The size is checked before decoding.
     """
-    if not data:
-        raise ValueError(f'{name} is empty (0 bytes)')
-    try:
+    with _errors_about(data, name):
         if data.startswith(_TIFF_STARTS):
             tags = _tiff_tags(data)
             _check_size(tags[256], tags[257], max_pixels, max_side)
@@ -59,12 +59,20 @@ def decode(data: bytes, name: str, max_pixels: int = MAX_PIXELS, max_side: int =
         if data.startswith(_PNG_START):
             _check_png_chunks(data)
         return _with_pillow(data, max_pixels, max_side)
-    except MemoryError:
-        raise ValueError(f'{name} needs more memory than this process may have') from None
-    except Image.UnidentifiedImageError:
-        raise ValueError(f'{name} is not a readable image (PNG, JPEG, WebP, TIFF or BMP)') from None
-    except Exception as error:  # the decoders raise a dozen types on damaged bytes; all of them mean this one thing
-        raise ValueError(f'cannot read image {name}: {error or type(error).__name__}') from None
+
+
+def header_size(data: bytes, name: str) -> tuple[int, int]:
+    """(width, height), upright by EXIF, from an image file's header alone. Raises ValueError for what is no image."""
+    with _errors_about(data, name):
+        if data.startswith(_TIFF_STARTS):
+            tags = _tiff_tags(data)
+            size, orientation = (tags[256], tags[257]), tags.get(274, 1)
+        else:
+            image = _open(data)
+            # Pillow would decode a PNG to look for EXIF behind its pixels.
+            exif = image.getexif() if image.format != 'PNG' or 'exif' in image.info else {}
+            size, orientation = image.size, exif.get(274, 1)
+        return size[::-1] if orientation in (5, 6, 7, 8) else size
 
 
 def expected_format(name: str) -> str | None:
@@ -108,6 +116,40 @@ def encode(array: np.ndarray, suffix: str, icc: bytes | None = None, quality: in
     return buffer.getvalue()
 
 
+@contextmanager
+def _errors_about(data: bytes, name: str) -> Iterator[None]:
+    if not data:
+        raise ValueError(f'{name} is empty (0 bytes)')
+    try:
+        yield
+    except MemoryError:
+        raise ValueError(f'{name} needs more memory than this process may have') from None
+    except Image.UnidentifiedImageError:
+        raise ValueError(f'{name} is not a readable image (PNG, JPEG, WebP, TIFF or BMP)') from None
+    except Exception as error:  # the decoders raise a dozen types on damaged bytes; all of them mean this one thing
+        raise ValueError(f'cannot read image {name}: {error or type(error).__name__}') from None
+
+
+@contextmanager
+def _pillow_settings() -> Iterator[None]:
+    """Our limit of size in place of Pillow's lower one, and no remarks on damaged metadata: damaged pixels raise.
+
+    Both can only be set for the whole process, so threads take turns.
+    """
+    with _one_thread, warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
+
+
+def _open(data: bytes) -> Image.Image:
+    with _pillow_settings():
+        return Image.open(io.BytesIO(data), formats=sorted(set(FORMATS.values())))
+
+
 def _check_size(width: int, height: int, max_pixels: int, max_side: int) -> None:
     if width < 1 or height < 1:
         raise ValueError(f'it declares a size of {width}x{height}')
@@ -118,28 +160,20 @@ def _check_size(width: int, height: int, max_pixels: int, max_side: int) -> None
 
 
 def _with_pillow(data: bytes, max_pixels: int, max_side: int) -> Pixels:
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')  # remarks on damaged metadata; damaged pixels raise
-        with _pillow_limit:  # Pillow's own limit is lower than ours and can only be set for the whole process
-            limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-            try:
-                image = Image.open(io.BytesIO(data), formats=sorted(set(FORMATS.values())))
-            finally:
-                Image.MAX_IMAGE_PIXELS = limit
-        kind = 'JPEG' if image.format == 'MPO' else image.format
-        _check_size(*image.size, max_pixels, max_side)
-        image.load()
-        orientation = image.getexif().get(274, 1)
-        if kind == 'PNG' and data[24] == 16:
-            array = _upright(_deep_png(data, image), orientation)
-        elif image.mode.startswith('I;16'):
-            array = np.asarray(ImageOps.exif_transpose(image)).astype(np.uint16)[..., None]
-            if kind == 'TIFF' and image.tag_v2.get(262) == 0:  # white is zero; Pillow inverts 8 bits only
-                array = 65535 - array
-        else:
-            image, icc = _eight_bits(ImageOps.exif_transpose(image))
-            array = np.asarray(image)
-            return Pixels(array if array.ndim == 3 else array[..., None], kind, icc)
+    image = _open(data)
+    kind = 'JPEG' if image.format == 'MPO' else image.format
+    _check_size(*image.size, max_pixels, max_side)
+    image.load()
+    if kind == 'PNG' and data[24] == 16:
+        array = _upright(_deep_png(data, image), image.getexif().get(274, 1))
+    elif image.mode.startswith('I;16'):
+        array = np.asarray(ImageOps.exif_transpose(image)).astype(np.uint16)[..., None]
+        if kind == 'TIFF' and image.tag_v2.get(262) == 0:  # white is zero; Pillow inverts 8 bits only
+            array = 65535 - array
+    else:
+        image, icc = _eight_bits(ImageOps.exif_transpose(image))
+        array = np.asarray(image)
+        return Pixels(array if array.ndim == 3 else array[..., None], kind, icc)
     return Pixels(array, kind, image.info.get('icc_profile'))
 
 
@@ -224,12 +258,13 @@ def _tiff_tags(data: bytes) -> dict:
     """The tags of the first image: sizes and kinds as plain numbers; every strip is known to lie inside the file."""
     stream = io.BytesIO(data)
     header = stream.read(16 if 43 in data[2:4] else 8)  # 43: BigTIFF
-    with warnings.catch_warnings():
-        warnings.simplefilter('error')  # a directory that cannot be read whole
+    with _pillow_settings():
         directory = TiffImagePlugin.ImageFileDirectory_v2(header)
         stream.seek(directory.next)
         directory.load(stream)
         tags = dict(directory)
+    if not all(isinstance(tags.get(number), int) for number in (256, 257)):
+        raise ValueError('its directory is damaged')
     tags = {339: (1,), 258: (1,), 277: 1, 262: 1, 338: ()} | tags
     for number in (258, 339):
         values = tags[number] if isinstance(tags[number], tuple) else (tags[number],)
