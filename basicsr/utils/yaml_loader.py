@@ -8,20 +8,35 @@ import yaml
 
 from basicsr.utils.registry import OptionError
 
-MAX_BYTES = 1 << 20
-MAX_VALUES = 50_000  # after expansion of aliases: an alias bomb stops here
+MAX_BYTES = 1 << 18
+MAX_VALUES = 20_000  # as written, and once more after the expansion of aliases: an alias bomb stops here
 MAX_DEPTH = 40
 
 Lines = dict[tuple[str, ...], int]
+
+_MERGE = 'tag:yaml.org,2002:merge'
+_SCALARS = {'!', *(f'tag:yaml.org,2002:{kind}' for kind in ('str', 'int', 'float', 'bool', 'null'))}
 
 _FLOAT = re.compile(r'[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)[eE][-+]?\d+\Z')
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader, whose floats need no dot before the exponent."""
+    """PyYAML's safe loader, whose floats need no dot before the exponent and whose dates are text."""
+
+    nodes = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node:
+        self.nodes += 1
+        if self.nodes > MAX_VALUES:
+            raise yaml.MarkedYAMLError(problem='too many values', problem_mark=self.peek_event().start_mark)
+        return super().compose_node(parent, index)
 
 
 _Loader.add_implicit_resolver('tag:yaml.org,2002:float', _FLOAT, list('-+.0123456789'))
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != 'tag:yaml.org,2002:timestamp']
+    for first, resolvers in _Loader.yaml_implicit_resolvers.items()
+}
 
 
 def load_yaml(path: str | Path) -> tuple[dict, Lines]:
@@ -33,11 +48,13 @@ def load_yaml(path: str | Path) -> tuple[dict, Lines]:
     if not path.is_file():
         raise OptionError(f'{path}: no such option file')
     if path.stat().st_size > MAX_BYTES:
-        raise OptionError(f'{path}: an option file of more than {MAX_BYTES >> 20} MiB is not read')
+        raise OptionError(f'{path}: an option file of more than {MAX_BYTES >> 10} KiB is not read')
     try:
         text = path.read_text(encoding='utf-8')
     except UnicodeDecodeError:
         raise OptionError(f'{path}: not a text file in UTF-8') from None
+    except OSError as error:
+        raise OptionError(f'{path}: cannot be read: {error.strerror}') from None
     return parse_yaml(text, str(path))
 
 
@@ -69,33 +86,35 @@ class _Builder:
         self.loader, self.lines, self.name, self.count = loader, lines, name, 0
 
     def build(self, node: yaml.Node, path: tuple[str, ...]) -> Any:
-        self.count += 1
-        if self.count > MAX_VALUES or len(path) > MAX_DEPTH:
-            raise self._error(node, 'too many or too deeply nested values (an alias bomb?)')
+        self._count(node, path)
         if isinstance(node, yaml.MappingNode):
             return self._mapping(node, path)
         if isinstance(node, yaml.SequenceNode):
             self._plain_tag(node, 'seq')
             return [self.build(child, (*path, str(index))) for index, child in enumerate(node.value)]
+        if node.tag not in _SCALARS:
+            raise self._error(node, f'the tag {node.tag!r} is not allowed in an option file')
         try:
             return self.loader.construct_object(node)
-        except ValueError:
-            raise self._error(node, f'{node.value!r} is no value of the type {node.tag.rpartition(":")[2]}') from None
+        except (ValueError, KeyError, IndexError):
+            kind = node.tag.rpartition(':')[2]
+            raise self._error(node, f'{node.value[:60]!r} is no value of the type {kind}') from None
 
     def _mapping(self, node: yaml.MappingNode, path: tuple[str, ...]) -> dict:
         self._plain_tag(node, 'map')
         result, merged = {}, {}
-        for key_node, value_node in node.value:
-            if key_node.tag == 'tag:yaml.org,2002:merge':
+        for key_node, value_node in sorted(node.value, key=lambda pair: pair[0].tag != _MERGE):  # own lines come last
+            if key_node.tag == _MERGE:
                 sources = value_node.value if isinstance(value_node, yaml.SequenceNode) else [value_node]
                 for source in reversed(sources):
                     if not isinstance(source, yaml.MappingNode):
                         raise self._error(key_node, '`<<` merges mappings only')
+                    self._count(source, path)
                     merged.update(self._mapping(source, path))
                 continue
-            key = self.loader.construct_object(key_node) if isinstance(key_node, yaml.ScalarNode) else None
-            if not isinstance(key, str):
-                raise self._error(key_node, f'an option name must be text, got {key!r}')
+            if key_node.tag not in ('!', 'tag:yaml.org,2002:str'):
+                raise self._error(key_node, f'an option name must be text, got {_shown(key_node)}; quote it')
+            key = key_node.value
             where = (*path, key)
             if key in result:
                 raise self._error(key_node, f'{":".join(where)}: the key is already given in line {self.lines[where]}')
@@ -103,12 +122,21 @@ class _Builder:
             result[key] = self.build(value_node, where)
         return {**merged, **result}
 
+    def _count(self, node: yaml.Node, path: tuple[str, ...]) -> None:
+        self.count += 1
+        if self.count > MAX_VALUES or len(path) > MAX_DEPTH:
+            raise self._error(node, 'too many or too deeply nested values (an alias bomb?)')
+
     def _plain_tag(self, node: yaml.Node, kind: str) -> None:
         if node.tag not in (f'tag:yaml.org,2002:{kind}', '!'):
             raise self._error(node, f'the tag {node.tag!r} is not allowed in an option file')
 
     def _error(self, node: yaml.Node, message: str) -> OptionError:
         return OptionError(f'{self.name}:{node.start_mark.line + 1}: {message}')
+
+
+def _shown(node: yaml.Node) -> str:
+    return repr(node.value[:60]) if isinstance(node, yaml.ScalarNode) else f'a {node.id}'
 
 
 def parse_value(text: str) -> Any:
@@ -127,9 +155,7 @@ def parse_value(text: str) -> Any:
             return float(text[len('!!float') :])
         except ValueError:
             raise OptionError(f'command line: {text!r} is not a number') from None
-    if text.isdecimal():
-        return int(text)
-    if re.fullmatch(r'[-+]\d+', text):
+    if re.fullmatch(r'[-+]?\d{1,1000}', text):
         return int(text)
     if re.fullmatch(r'[-+]?(\d+\.\d*|\.\d+|\d+)([eE][-+]?\d+)?', text):
         return float(text)
@@ -146,7 +172,9 @@ def apply_override(tree: dict, entry: str) -> tuple[str, ...]:
         raise OptionError(f'command line, {entry!r}: an override is written section:key=value')
     section = tree
     for position, key in enumerate(path[:-1]):
-        section = section.setdefault(key, {})
+        if section.get(key) is None:  # absent, or a section left empty
+            section[key] = {}
+        section = section[key]
         if not isinstance(section, dict):
             raise OptionError(f'command line, {entry!r}: {":".join(path[: position + 1])!r} is a value, not a section')
     section[path[-1]] = parse_value(value)
