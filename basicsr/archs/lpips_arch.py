@@ -1,5 +1,6 @@
 """LPIPS, the learned perceptual distance (Zhang et al., arXiv:1801.03924), through the `lpips` package."""
 
+import warnings
 from pathlib import Path
 from typing import Literal
 
@@ -26,7 +27,9 @@ class LPIPS(nn.Module):
         except ImportError:
             raise OptionError('LPIPS needs the package lpips: pip install lpips') from None
         try:
-            distance = lpips.LPIPS(net=net, pnet_rand=not pretrained, verbose=False)
+            with warnings.catch_warnings():
+                warnings.simplefilter('ignore', UserWarning)  # the package calls torchvision by its old arguments
+                distance = lpips.LPIPS(net=net, pnet_rand=not pretrained, verbose=False)
         except OSError as error:
             folder = Path(torch.hub.get_dir(), 'checkpoints')
             raise OptionError(f'LPIPS needs the ImageNet weights of {net!r}, which torchvision cannot get: {error}; '

@@ -1,4 +1,4 @@
-"""Cases of `data`: crops and flips, LMDB."""
+"""Cases of `data`: crops and flips, LMDB, sub-images."""
 
 import random
 import tempfile
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from extract_subimages import windows
 
 from basicsr.data.storage import open_storage
 from basicsr.data.transforms import augment, crop, draw_flips, mod_crop, paired_random_crop
@@ -40,6 +41,12 @@ def drawn(lq: np.ndarray, side: int, scale: int, seed: int) -> list[int]:
     large = places.repeat(scale, axis=0).repeat(scale, axis=1)
     small, _ = paired_random_crop(places, large, side, scale, rng)
     return [*small[0, 0].tolist(), *map(int, draw_flips(True, True, rng))]
+
+
+@checks('data', 'extract_subimages')
+def sub_images(case: Case) -> Iterator[tuple]:
+    for k, image in enumerate(case.args['images']):
+        yield f'tl_{k}', list(windows(image['h'], image['w'], image['crop'], image['step'], image['thresh']))
 
 
 @checks('data', 'make_lmdb_from_imgs')
