@@ -51,15 +51,31 @@ def argument_model(entry: Callable, given: Collection[str]) -> type[pydantic.Bas
     return pydantic.create_model(f'{entry.__name__}Arguments', __config__=config, **fields)
 
 
+# What pydantic calls a type -> what the writer of an option file calls it.
+_EXPECTED = {'bool_type': 'true or false', 'dict_type': 'a section of `key: value` lines', 'float_type': 'a number',
+             'int_from_float': 'a whole number', 'int_type': 'a whole number', 'list_type': 'a list',
+             'model_type': 'a section of `key: value` lines', 'none_required': 'empty', 'string_type': 'text',
+             'tuple_type': 'a list'}
+
+
 def first_fault(error: pydantic.ValidationError) -> tuple[str, tuple[str, ...]]:
     """The first fault that pydantic found, as one sentence, and the path of the option that has it."""
-    details = [d for d in error.errors() if d['type'] != 'is_instance_of'] or error.errors()
+    details = [d for d in error.errors() if d['type'] not in ('is_instance_of', 'none_required')] or error.errors()
     detail = details[0]
-    where = tuple(str(part) for part in detail['loc'][:1])
-    if detail['type'] == 'missing':
+    where, value = tuple(str(part) for part in detail['loc'][:1]), repr(detail['input'])
+    value = value if len(value) <= 80 else f'{value[:80]}...'
+    cause = detail.get('ctx', {}).get('error')
+    if isinstance(cause, OptionError):  # from a validator of ours
+        return str(cause), (*where, *cause.key)
+    if detail['type'] == 'missing' and len(detail['loc']) == 1:
         return f'option {where[0]!r} is missing', where
+    if detail['type'] in ('missing', 'too_short', 'too_long'):
+        return 'the list has too many or too few values', where
+    alternatives = [_EXPECTED[d['type']] for d in details if d['type'] in _EXPECTED and d['input'] is detail['input']]
+    if alternatives:
+        return f'should be {" or ".join(dict.fromkeys(alternatives))}, got {value}', where
     message = detail['msg'].replace('Input should be', 'should be')
-    return f'{message[0].lower() + message[1:]}, got {detail["input"]!r}', where
+    return f'{message[0].lower() + message[1:]}, got {value}', where
 
 
 def check_arguments(entry: Callable, options: dict, given: Collection[str] = (), what: str = '') -> None:
@@ -67,10 +83,10 @@ def check_arguments(entry: Callable, options: dict, given: Collection[str] = (),
 
     Lists are accepted where a tuple is declared and whole numbers where a float is; nothing else is converted.
     """
-    known = argument_model(entry, given).model_fields.keys()
-    reject_unknown(options, known, what or f'option of {entry.__name__}')
+    model = argument_model(entry, given)
+    reject_unknown(options, model.model_fields.keys(), what or f'option of {entry.__name__}')
     try:
-        argument_model(entry, given).model_validate_json(json.dumps(options))
+        model.model_validate_json(json.dumps(options))  # as JSON, where a tuple is written as a list
     except pydantic.ValidationError as error:
         message, key = first_fault(error)
         raise OptionError(f'{message} ({what or entry.__name__})', key) from None
