@@ -45,22 +45,23 @@ def ssim(sr: Tensor, gt: Tensor, crop_border: int = 0, test_y_channel: bool = Fa
     if min(sr.shape[-2:]) < len(SSIM_WINDOW):
         raise ValueError(f'ssim needs at least {len(SSIM_WINDOW)}x{len(SSIM_WINDOW)} pixels inside the border, '
                          f'got {tuple(sr.shape[-2:])}')
-    pairs = zip(sr.permute(0, 2, 3, 1).cpu().numpy(), gt.permute(0, 2, 3, 1).cpu().numpy(), strict=True)
-    return torch.tensor([_ssim_map(x, y).mean() for x, y in pairs], dtype=torch.float64, device=sr.device)
+    planes = zip(sr.flatten(0, 1).cpu().numpy(), gt.flatten(0, 1).cpu().numpy(), strict=True)
+    scores = torch.tensor([_plane_ssim(x, y) for x, y in planes], dtype=torch.float64, device=sr.device)
+    return scores.view(sr.shape[:2]).mean(1)
 
 
-def _ssim_map(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    mean_x, mean_y, square_x, square_y, product = (_filtered(z) for z in (x, y, x * x, y * y, x * y))
-    variances = square_x - mean_x**2 + square_y - mean_y**2
-    covariance = product - mean_x * mean_y
-    structure = (2 * covariance + SSIM_C2) / (variances + SSIM_C2)
-    return structure * (2 * mean_x * mean_y + SSIM_C1) / (mean_x**2 + mean_y**2 + SSIM_C1)
+def _plane_ssim(x: np.ndarray, y: np.ndarray) -> float:
+    """Of one channel, (h, w); a plane at a time stays in the processor's cache."""
+    mean_x, mean_y, squares, product = (_filtered(z) for z in (x, y, x * x + y * y, x * y))
+    power, cross = mean_x * mean_x + mean_y * mean_y, mean_x * mean_y
+    structure = (2 * (product - cross) + SSIM_C2) / (squares - power + SSIM_C2)
+    return float(np.mean(structure * (2 * cross + SSIM_C1) / (power + SSIM_C1)))
 
 
-def _filtered(image: np.ndarray) -> np.ndarray:
-    """The windowed mean of (h, w, c) at the pixels whose window lies inside; all channels in one separable pass."""
+def _filtered(plane: np.ndarray) -> np.ndarray:
+    """The windowed mean at the pixels whose window lies inside."""
     half = len(SSIM_WINDOW) // 2
-    return cv2.sepFilter2D(np.ascontiguousarray(image), cv2.CV_64F, SSIM_WINDOW, SSIM_WINDOW)[half:-half, half:-half]
+    return cv2.sepFilter2D(plane, cv2.CV_64F, SSIM_WINDOW, SSIM_WINDOW)[half:-half, half:-half]
 
 
 def _squared_error(name: str, sr: Tensor, gt: Tensor, crop_border: int, test_y_channel: bool) -> Tensor:
