@@ -8,19 +8,15 @@ Results go to results/NAME: scores.csv (per image), table.md, row.tex, and the i
 import sys
 from pathlib import Path
 
-# `python basicsr/test.py` would put basicsr/ itself first on the path, and another installed `basicsr` could win.
-sys.path[0] = str(Path(__file__).resolve().parents[1])
+if not __package__:  # run as a script: its folder gives way to the checkout, before any other installed `basicsr`
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import time
 
-import torch
-from accelerate import Accelerator
-
-from basicsr.data.loaders import DataError, build_eval_loaders
-from basicsr.metrics.evaluate import build_metrics, evaluate, metric_sections
+from basicsr.evaluation import Evaluation
+from basicsr.launch import launched, start_terminal
 from basicsr.metrics.summary import latex_row, markdown_table, scores_csv
 from basicsr.models import build_model
-from basicsr.models.restorer import Restorer
 from basicsr.utils.cli import option_parser, run
 from basicsr.utils.experiment import archive
 from basicsr.utils.messages import LOGGER, start_logging
@@ -30,44 +26,32 @@ from basicsr.utils.registry import OptionError
 
 def main() -> int:
     args = option_parser(__doc__).parse_intermixed_args()
-    start_logging(is_main=True)
+    start_terminal()
     opt = load_options(args.opt, False, [*args.force_yml, *args.overrides])
-    accelerator = Accelerator(cpu=opt.device == 'cpu' or not (torch.cuda.is_available() or torch.backends.mps.is_available()))
-    try:
+    with launched(opt) as accelerator:
         test(opt, accelerator)
-    finally:
-        accelerator.end_training()
-        if torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
     return 0
 
 
-def test(opt: Options, accelerator: Accelerator) -> dict[str, list[dict]]:
+def test(opt: Options, accelerator) -> dict[str, list[dict]]:
     """Restore and score every set of the option file; returns the rows of evaluate() by data set."""
     if not opt.datasets:
         raise OptionError("section 'datasets' is missing: nothing to test on")
     folder = Path(opt.path.results_root) / opt.name
-    loaders = build_eval_loaders(opt, accelerator.process_index, accelerator.num_processes)
-    model = build_model(opt).to(accelerator.device)
-    restorer = Restorer(model, **opt.val.restorer.model_dump())
-    metrics = build_metrics(metric_sections(opt.val.protocol, opt.val.metrics, opt.scale))
+    evaluation = Evaluation(opt, build_model(opt).to(accelerator.device), accelerator)
     if accelerator.is_main_process:
         make_folder(folder, opt)
-    start_logging(accelerator.is_main_process, folder / f'test_{opt.name}_{time.strftime("%Y%m%d_%H%M%S")}.log'
-                  if accelerator.is_main_process else None)
+    start_logging(
+        accelerator.is_main_process,
+        folder / f'test_{opt.name}_{time.strftime("%Y%m%d_%H%M%S")}.log' if accelerator.is_main_process else None,
+    )
     accelerator.wait_for_everyone()
-    results = {}
-    for name, loader in loaders.items():
-        images = folder / 'visualization' / name
-        ending = opt.val.suffix or opt.name
+    ending = opt.val.suffix or opt.name
 
-        def image_path(lq_path: str, images: Path = images, ending: str = ending) -> Path:
-            return images / f'{Path(lq_path).stem}_{ending}.png'
-        try:
-            results[name] = evaluate(restorer, loader, metrics, accelerator, image_path if opt.val.save_img else None,
-                                     name if opt.val.pbar else '')
-        except (ValueError, OSError) as error:
-            raise DataError(str(error).strip().splitlines()[-1].removeprefix('ValueError: ')) from None
+    def image_path(name: str, lq_path: str) -> Path:
+        return folder / 'visualization' / name / f'{Path(lq_path).stem}_{ending}.png'
+
+    results = dict(evaluation(image_path if opt.val.save_img else None, progress=opt.val.pbar))
     if accelerator.is_main_process:
         report(opt, folder, results)
     return results

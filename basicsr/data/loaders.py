@@ -1,7 +1,8 @@
 """Data sets and loaders from options. What a training sample is depends on (seed, epoch, index) and nothing else."""
 
 import math
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch.utils.data import DataLoader, Dataset, Subset
@@ -9,6 +10,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from basicsr.utils.options import DatasetOptions, Options
 from basicsr.utils.registry import DATASET_REGISTRY, OptionError, UserError
 from basicsr.utils.seeding import derived_seed, seeded
+from basicsr.utils.signals import leave_stopping_to_the_parent
 
 
 class DataError(UserError):
@@ -41,7 +43,9 @@ class EndlessBatches:
         start: samples consumed before, by all processes together.
     """
 
-    def __init__(self, size: int, ratio: float, batch_size: int, seed: int, rank: int = 0, world: int = 1, start: int = 0):
+    def __init__(
+        self, size: int, ratio: float, batch_size: int, seed: int, rank: int = 0, world: int = 1, start: int = 0
+    ):
         self.size, self.total = size, max(1, math.ceil(size * ratio))
         self.batch_size, self.seed, self.rank, self.world, self.start = batch_size, seed, rank, world, start
 
@@ -72,19 +76,25 @@ class SeededDataset(Dataset):
             return self.dataset[index]
 
 
-def build_train_loader(opt: Options, rank: int, world: int, start: int = 0) -> tuple[DataLoader, Dataset]:
-    """An endless loader over the entry `train` of the option file, from sample number `start` on, and its data set."""
+def build_train_loader(opt: Options, rank: int, world: int) -> tuple[DataLoader, Dataset]:
+    """An endless loader over the entry `train` of the option file, and its data set."""
     labels = [label for label in opt.datasets if label.split('_')[0] == 'train']
     if len(labels) != 1:
         raise OptionError(f'one training set is needed, got {", ".join(labels) or "none"}', ('datasets',))
     options = opt.datasets[labels[0]]
     dataset = build_dataset(options, labels[0], opt.scale)
-    batches = EndlessBatches(len(dataset), options.dataset_enlarge_ratio, options.batch_size_per_gpu, opt.manual_seed,
-                             rank, world, start)
+    batches = EndlessBatches(
+        len(dataset), options.dataset_enlarge_ratio, options.batch_size_per_gpu, opt.manual_seed, rank, world
+    )
     workers = options.num_worker_per_gpu
-    loader = DataLoader(SeededDataset(dataset, opt.manual_seed), batch_sampler=batches, num_workers=workers,
-                        pin_memory=options.pin_memory and torch.cuda.is_available(), timeout=options.timeout if workers else 0,
-                        worker_init_fn=_start_worker)
+    loader = DataLoader(
+        SeededDataset(dataset, opt.manual_seed),
+        batch_sampler=batches,
+        num_workers=workers,
+        pin_memory=options.pin_memory and torch.cuda.is_available(),
+        timeout=options.timeout if workers else 0,
+        worker_init_fn=_start_worker,
+    )
     return loader, dataset
 
 
@@ -98,38 +108,75 @@ def build_eval_loaders(opt: Options, rank: int, world: int) -> dict[str, DataLoa
             raise OptionError(f'two data sets are called {options.name!r}', ('datasets', label, 'name'))
         dataset = build_dataset(options, label, opt.scale)
         share = Subset(dataset, range(rank, len(dataset), world))
-        loaders[options.name] = DataLoader(share, batch_size=1, num_workers=options.num_worker_per_gpu,
-                                           worker_init_fn=_start_worker)
+        loaders[options.name] = DataLoader(
+            share, batch_size=1, num_workers=options.num_worker_per_gpu, worker_init_fn=_start_worker
+        )
     return loaders
 
 
-def fetched(batches: Iterator[dict]) -> dict:
-    """The next batch. Raises DataError in one line for what a data set, in a worker or not, said of a file."""
-    try:
-        return next(batches)
-    except ValueError as error:
-        raise DataError(str(error).strip().splitlines()[-1].removeprefix('ValueError: ')) from None
-    except RuntimeError as error:
-        if 'DataLoader' in str(error):  # a worker died or hung
-            raise DataError(f'a data worker ended early: {str(error).splitlines()[0]}; try fewer num_worker_per_gpu') from None
-        raise
+class CountedBatches:
+    """The batches of an endless loader on a device. Raises DataError, in one line, for what a data set says of a file.
+
+    samples: how many all processes took since the run began; epoch: how often that is the whole set; waited: seconds
+    spent on waiting for batches; files: of the latest batch.
+
+    Args:
+        samples: to begin with; the loader goes on behind them.
+    """
+
+    def __init__(self, loader: DataLoader, device: torch.device, samples: int = 0):
+        self.sampler, self.device, self.samples, self.waited = loader.batch_sampler, device, samples, 0.0
+        self.sampler.start, self.files = samples, []
+        self._batches = iter(loader)
+
+    def __iter__(self) -> 'CountedBatches':
+        return self
+
+    def __next__(self) -> dict:
+        started = time.perf_counter()
+        batch = {
+            k: v.to(self.device, non_blocking=True) if isinstance(v, torch.Tensor) else v
+            for k, v in self._fetched().items()
+        }
+        self.waited += time.perf_counter() - started
+        self.samples += self.sampler.batch_size * self.sampler.world
+        self.files = list(batch.get('gt_path', batch.get('lq_path', ())))
+        return batch
+
+    @property
+    def epoch(self) -> int:
+        return self.samples // self.sampler.total
+
+    def _fetched(self) -> dict:
+        try:
+            return next(self._batches)
+        except ValueError as error:
+            raise DataError(str(error).strip().splitlines()[-1].removeprefix('ValueError: ')) from None
+        except RuntimeError as error:
+            if 'DataLoader' in str(error):  # a worker died or hung
+                raise DataError(
+                    f'a data worker ended early: {str(error).splitlines()[0]}; try fewer num_worker_per_gpu'
+                ) from None
+            raise
 
 
-def check_dataset(dataset: Dataset, thorough: bool = False) -> None:
-    """Raise DataError that lists every file of a data set that training could not use.
+def check_datasets(datasets: Iterable[Dataset], thorough: bool = False) -> None:
+    """Raise DataError that lists every file of the data sets that could not be used.
 
     Args:
         thorough: decode every image instead of reading its header.
     """
-    faults = dataset.faults(thorough) if hasattr(dataset, 'faults') else []
+    faults = [fault for dataset in datasets if hasattr(dataset, 'faults') for fault in dataset.faults(thorough)]
     if faults:
         shown = '\n  '.join(faults[:50])
         more = f'\n  ... and {len(faults) - 50} more' if len(faults) > 50 else ''
-        raise DataError(f'{len(faults)} of {len(dataset)} items cannot be used:\n  {shown}{more}')
+        raise DataError(f'{len(faults)} items of the data sets cannot be used:\n  {shown}{more}')
 
 
 def _start_worker(_: int) -> None:
     """A worker has one core: neither torch nor OpenCV may start threads of their own in it."""
     import cv2
+
+    leave_stopping_to_the_parent()
     cv2.setNumThreads(0)
     torch.set_num_threads(1)

@@ -39,11 +39,13 @@ class PairedImageDataset(Dataset):
                  std: list[float] | None = None, max_num: int | None = None):
         self.gt, self.lq = open_storage(dataroot_gt, io_backend), open_storage(dataroot_lq, io_backend)
         listed = read_meta_info(meta_info_file) if meta_info_file else None
-        self.pairs = paired_names(self.gt, self.lq, filename_tmpl, listed)[:max_num]
+        pairs, self.unpaired = paired_names(self.gt, self.lq, filename_tmpl, listed)
+        self.pairs = pairs[:max_num]
         self.scale, self.phase, self.gt_size, self.color = scale, phase, gt_size, color
         self.use_hflip, self.use_rot, self.mean, self.std = use_hflip, use_rot, mean, std
         if phase == 'train' and (not gt_size or gt_size % scale):
-            raise OptionError(f'training needs a gt_size that is a multiple of the scale {scale}, got {gt_size}', ('gt_size',))
+            raise OptionError(
+                f'training needs a gt_size that is a multiple of the scale {scale}, got {gt_size}', ('gt_size',))
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -66,10 +68,10 @@ class PairedImageDataset(Dataset):
         return {'lq': self._tensor(lq), 'gt': self._tensor(gt), 'lq_path': lq_path, 'gt_path': gt_path}
 
     def faults(self, thorough: bool) -> list[str]:
-        """What is wrong with each pair that cannot be used; `thorough` decodes whole images, else headers are read."""
+        """What is wrong with each image that cannot be used; `thorough` decodes whole images, else headers are read."""
         with ThreadPoolExecutor() as pool:
             found = pool.map(lambda pair: self._fault(*pair, thorough), self.pairs)
-            return [fault for fault in found if fault]
+            return [*self.unpaired, *(fault for fault in found if fault)]
 
     def _fault(self, gt_name: str, lq_name: str, thorough: bool) -> str:
         gt_path, lq_path = self.gt.path(gt_name), self.lq.path(lq_name)

@@ -15,11 +15,13 @@ def read_meta_info(path: str) -> list[str]:
     return [line.rpartition(' (')[0] or line.strip() for line in lines if line.strip()]
 
 
-def paired_names(gt: Storage, lq: Storage, template: str, listed: Iterable[str] | None = None) -> list[tuple[str, str]]:
-    """(gt name, lq name) of every pair, sorted by gt name unless a list gives the order.
+def paired_names(
+    gt: Storage, lq: Storage, template: str, listed: Iterable[str] | None = None
+) -> tuple[list[tuple[str, str]], list[str]]:
+    """(gt name, lq name) of every pair, sorted by gt name unless a list gives the order; what is wrong with the others.
 
-    The lq of `a/b.png` is `a/` + template.format('b') with any image suffix (or without `a/`, BasicSR's rule for lists).
-    Raises OptionError that lists the images without a partner, on both sides.
+    The lq of `a/b.png` is `a/` + template.format('b') with any image suffix (for lists also without `a/`, as in BasicSR).
+    An image without a partner is a fault on either side. Raises OptionError if there are no images.
     """
     gt_names, lq_names = gt.names() if listed is None else list(listed), lq.names()
     by_stem = {_stem(name): name for name in lq_names}
@@ -29,17 +31,15 @@ def paired_names(gt: Storage, lq: Storage, template: str, listed: Iterable[str] 
         wanted = template.format(stem.name)
         partner = by_stem.get(str(stem.with_name(wanted))) or (by_stem.get(wanted) if listed is not None else None)
         if partner is None:
-            alone.append(f'{gt.path(name)} (no lq {wanted}.* in {lq.root})')
+            alone.append(f'{gt.path(name)}: without a partner, there is no {wanted}.* in {lq.root}')
         else:
             pairs.append((name, partner))
     if listed is None:
         used = {partner for _, partner in pairs}
-        alone += [f'{lq.path(name)} (no gt for it in {gt.root})' for name in lq_names if name not in used]
-    if alone:
-        raise OptionError(f'{len(alone)} images without a partner: ' + '; '.join(alone[:10]) + ('; ...' if len(alone) > 10 else ''))
-    if not pairs:
+        alone += [f'{lq.path(name)}: without a partner in {gt.root}' for name in lq_names if name not in used]
+    if not pairs and not alone:
         raise OptionError(f'{gt.root}: holds no images')
-    return pairs
+    return pairs, alone
 
 
 def _stem(name: str) -> str:

@@ -61,7 +61,9 @@ class BaseModel:
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> 'BaseModel':
         """Move the networks and their averages; a `dtype` casts them too (for restoring)."""
         self.device = torch.device(device)
-        memory_format = torch.channels_last if self.opt.train and self.opt.train.channels_last else torch.preserve_format
+        memory_format = (
+            torch.channels_last if self.opt.train and self.opt.train.channels_last else torch.preserve_format
+        )
         for net in (*self.nets.values(), *(average.net for average in self.averages.values())):
             net.to(device=self.device, dtype=dtype, memory_format=memory_format)
         return self
@@ -117,11 +119,25 @@ class BaseModel:
             finite = accelerator.reduce(finite, reduction='mean')
         if finite.item() < 1 and accelerator.scaler is None:
             raise NonFiniteLoss(f'the loss of network_{label} is {loss.item()}')
-        if self.opt.train.grad_clip and accelerator.sync_gradients:
-            accelerator.unscale_gradients(optimizer)  # clip_grad_norm_ of accelerate would unscale the others' too
-            torch.nn.utils.clip_grad_norm_(self.nets[label].parameters(), self.opt.train.grad_clip)
+        if accelerator.sync_gradients:
+            self._clip(label)
         optimizer.step()
         optimizer.zero_grad()
+
+    def _clip(self, label: str) -> None:
+        """Limit the gradient norm to grad_clip. Raises NonFiniteLoss: a finite loss may have gradients that are not."""
+        accelerator, limit = self.accelerator, self.opt.train.grad_clip
+        if accelerator.scaler is not None and not limit:
+            return  # the scaler looks for overflows itself
+        accelerator.unscale_gradients(
+            self.optimizers[label]
+        )  # accelerate's clip_grad_norm_ would unscale the others' too
+        parameters = [p for p in self.nets[label].parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
+        if accelerator.scaler is None and not norm.isfinite():
+            raise NonFiniteLoss(f'the gradient of network_{label} is {norm.item()}')
+        if limit:
+            torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
 
     def discard(self) -> None:
         """Forget gradients that were not applied."""
@@ -147,8 +163,10 @@ class BaseModel:
 
     def training_state(self) -> dict:
         """The optimizers and schedules, in BasicSR's order: g, then the others."""
-        state = {'optimizers': [o.state_dict() for o in self.optimizers.values()],
-                 'schedulers': [s.state_dict() for s in self.rates.schedulers]}
+        state = {
+            'optimizers': [o.state_dict() for o in self.optimizers.values()],
+            'schedulers': [s.state_dict() for s in self.rates.schedulers],
+        }
         if self.accelerator.scaler is not None:
             state['scaler'] = self.accelerator.scaler.state_dict()
         return state

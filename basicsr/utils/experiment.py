@@ -2,8 +2,12 @@
 
 import json
 import logging
+import math
 import shutil
+import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +19,7 @@ from basicsr.utils.checkpoint import (
     is_listed,
     read_checkpoint,
     remove_checkpoint,
+    write_atomically,
     write_checkpoint,
 )
 from basicsr.utils.messages import remaining_time, start_logging, training_line, validation_block
@@ -41,7 +46,7 @@ class Experiment:
         self.models, self.states = self.folder / 'models', self.folder / 'training_states'
         self.best: dict[str, dict[str, dict]] = {}
         self.clock = Clock()
-        self._complained, self._saved = False, -1
+        self._complained, self._saved = set(), -1
         if accelerator.is_main_process:
             self._make_folders(resume)
         accelerator.wait_for_everyone()
@@ -54,6 +59,9 @@ class Experiment:
                 archive(Path('tb_logger') / self.opt.name)
             for folder in (self.models, self.states):
                 folder.mkdir(parents=True, exist_ok=True)
+                tempfile.TemporaryFile(dir=folder).close()  # refused now rather than at the first checkpoint
+                for left_over in folder.glob('.*.tmp'):  # by a killed run
+                    left_over.unlink()
             start_logging(True, self.folder / f'train_{self.opt.name}_{stamp}.log')
             if self.opt.text:
                 copy = self.folder / Path(self.opt.file).name
@@ -86,11 +94,22 @@ class Experiment:
                 return f'{file} is {fault}'
         return ''
 
-    def resume(self, model: Any, path: Path) -> dict:
-        """Put networks, averages, optimizers and schedules back as they were; returns 'iter' and 'samples'.
+    def resume(self, model: Any, auto_resume: bool, per_iteration: int) -> tuple[int, int]:
+        """Go on from the newest complete state (auto_resume), else from path:resume_state, else begin.
 
-        A state of BasicSR's own is accepted: its networks are read from the folder's models, `samples` is None.
+        Networks, averages, optimizers and schedules are put back as they were; returns the iterations done and the
+        samples consumed. A state of BasicSR's own has no number of samples: it had `per_iteration` in each.
         """
+        path = (self.latest_state() if auto_resume else None) or self.opt.path.resume_state
+        if path is None:
+            return 0, 0
+        state = self._restored(model, Path(path))
+        if self.accelerator.is_main_process:
+            self._forget_records_after(state['iter'])
+        logger.info('resumed from %s, iteration %d', path, state['iter'])
+        return state['iter'], state.get('samples', state['iter'] * per_iteration)
+
+    def _restored(self, model: Any, path: Path) -> dict:
         state = read_checkpoint(path)
         for key in ('iter', 'optimizers', 'schedulers'):
             if key not in state:
@@ -106,11 +125,17 @@ class Experiment:
         if state.get('seed', self.opt.manual_seed) != self.opt.manual_seed:
             logger.warning('the run began with manual_seed %s and goes on with %s', state['seed'], self.opt.manual_seed)
         self.best = state.get('best', {})
-        logger.info('resumed from %s, iteration %d', path, state['iter'])
-        return {'iter': state['iter'], 'samples': state.get('samples')}
+        return state
+
+    def _forget_records_after(self, iteration: int) -> None:
+        """Drop from metrics.jsonl what a killed run did after its last state, and a line that it did not finish."""
+        path = self.folder / 'metrics.jsonl'
+        if path.is_file():
+            kept = [line for line in path.read_text(encoding='utf-8').splitlines() if _iteration_of(line) <= iteration]
+            write_atomically(path, lambda file: file.write(''.join(line + '\n' for line in kept).encode()))
 
     def save(self, model: Any, iteration: int, samples: int, epoch: int) -> None:
-        """Write a checkpoint of everything that is needed to go on exactly. Raises CheckpointError, and keeps the old ones."""
+        """Write everything that is needed to go on exactly. Raises CheckpointError when the disk refuses; older ones stay."""
         if self.accelerator.is_main_process and iteration != self._saved:
             networks = model.networks()
             _refuse_nonfinite(networks)
@@ -119,12 +144,21 @@ class Experiment:
                 files.append(f'net_{label}_{iteration}.pth')
                 write_checkpoint(self.models / files[-1], content)
                 if self.opt.logger.save_safetensors:
-                    write_checkpoint(self.models / f'net_{label}_{iteration}.safetensors',
-                                     content.get('params_ema', content['params']))
-            state = {'epoch': epoch, 'iter': iteration, **model.training_state(), 'samples': samples, 'networks': files,
-                     'best': self.best, 'seed': self.opt.manual_seed}
+                    write_checkpoint(
+                        self.models / f'net_{label}_{iteration}.safetensors',
+                        content.get('params_ema', content['params']),
+                    )
+            state = {
+                'epoch': epoch,
+                'iter': iteration,
+                **model.training_state(),
+                'samples': samples,
+                'networks': files,
+                'best': self.best,
+                'seed': self.opt.manual_seed,
+            }
             write_checkpoint(self.states / f'{iteration}.state', state)
-            self._prune()
+            self._prune(iteration)
             self._saved = iteration
         self.accelerator.wait_for_everyone()
 
@@ -135,17 +169,19 @@ class Experiment:
                 write_checkpoint(self.models / f'net_{label}_latest.pth', content)
         self.accelerator.wait_for_everyone()
 
-    def _prune(self) -> None:
+    def _prune(self, iteration: int) -> None:
+        """Remove all but the last `keep_last` up to `iteration`; newer ones, damaged or of an older run, do not count."""
         if not self.opt.logger.keep_last:
             return
-        iterations = sorted(int(p.stem) for p in self.states.glob('*.state') if p.stem.isdecimal())
-        for iteration in iterations[:-self.opt.logger.keep_last]:
-            remove_checkpoint(self.states / f'{iteration}.state')
-            for path in self.models.glob(f'net_*_{iteration}.*'):
+        names = [path.stem for path in (*self.states.glob('*.state'), *self.models.glob('net_*_*.*'))]
+        numbers = {int(n) for n in (name.rpartition('_')[2] for name in names) if n.isdecimal()}
+        for number in sorted(n for n in numbers if n <= iteration)[: -self.opt.logger.keep_last]:
+            remove_checkpoint(self.states / f'{number}.state')
+            for path in self.models.glob(f'net_*_{number}.*'):
                 remove_checkpoint(path)
 
     def log(self, iteration: int, epoch: int, rates: list[float], losses: dict[str, torch.Tensor]) -> None:
-        """A line in the log, a record in metrics.jsonl, values for the trackers; losses are means over the processes."""
+        """A line in the log, a record in metrics.jsonl, values for the trackers; losses are means over processes."""
         values = {key: value.detach().float().mean() for key, value in losses.items()}
         if self.accelerator.num_processes > 1 and values:
             stacked = self.accelerator.reduce(torch.stack(list(values.values())), reduction='mean')
@@ -156,8 +192,8 @@ class Experiment:
         logger.info(training_line(self.opt.name, epoch, iteration, rates, max(0, eta), step_time, data_time, numbers))
         times = {'time': step_time, 'data_time': data_time}
         self.record({'iter': iteration, 'epoch': epoch, 'lr': rates, **times, **numbers})
-        tags = {(f'losses/{key}' if key.startswith('l_') else key): value for key, value in numbers.items()}
-        self.accelerator.log(tags, step=iteration)
+        tags = {key: f'losses/{key}' if key.startswith('l_') else key for key in numbers}
+        self._track({tags[key]: value for key, value in numbers.items()}, iteration)
 
     def report(self, model: Any, iteration: int, dataset: str, scores: dict[str, float]) -> None:
         """Log the scores of a validation set, note the best, and keep the networks of the best key metric."""
@@ -171,7 +207,7 @@ class Experiment:
                 improved.append(metric)
         logger.info(validation_block(dataset, scores, records))
         self.record({'iter': iteration, 'dataset': dataset, **scores})
-        self.accelerator.log({f'metrics/{dataset}/{k}': v for k, v in scores.items()}, step=iteration)
+        self._track({f'metrics/{dataset}/{k}': v for k, v in scores.items()}, iteration)
         key = self.opt.val.key_metric or next(iter(scores), None)
         if self.opt.logger.keep_best and key in improved and dataset == next(iter(self.best)):
             if self.accelerator.is_main_process:
@@ -183,13 +219,24 @@ class Experiment:
         """Append one JSON line to metrics.jsonl; a full disk is said once and does not stop the run."""
         if not self.accelerator.is_main_process:
             return
+        with (
+            self._unless_the_disk_is_full('metrics.jsonl'),
+            (self.folder / 'metrics.jsonl').open('a', encoding='utf-8') as file,
+        ):
+            file.write(json.dumps(values) + '\n')
+
+    def _track(self, values: dict[str, float], iteration: int) -> None:
+        with self._unless_the_disk_is_full('tb_logger'):
+            self.accelerator.log(values, step=iteration)
+
+    @contextmanager
+    def _unless_the_disk_is_full(self, what: str) -> Iterator[None]:
         try:
-            with (self.folder / 'metrics.jsonl').open('a', encoding='utf-8') as file:
-                file.write(json.dumps(values) + '\n')
+            yield
         except OSError as error:
-            if not self._complained:
-                logger.warning('%s: %s; the run goes on without it', self.folder / 'metrics.jsonl', error.strerror)
-            self._complained = True
+            if what not in self._complained:
+                logger.warning('%s: %s: %s; the run goes on without it', self.folder, what, error.strerror)
+            self._complained.add(what)
 
 
 class Clock:
@@ -201,21 +248,19 @@ class Clock:
     def begin(self, start: int) -> None:
         """Start counting, after iteration `start`."""
         self.start, self.started = start, time.perf_counter()
-        self._count, self._data, self._since = 0, 0.0, self.started
+        self._count, self._waited, self._known_waited, self._since = 0, 0.0, 0.0, self.started
 
-    def batch_arrived(self, waited: float) -> None:
-        self._data += waited
-
-    def stepped(self) -> None:
-        self._count += 1
+    def stepped(self, waited: float) -> None:
+        """An iteration is done; `waited`: seconds spent on waiting for batches since the beginning."""
+        self._count, self._waited = self._count + 1, waited
 
     def elapsed(self) -> float:
         return time.perf_counter() - self.started
 
     def means(self) -> tuple[float, float]:
         now, count = time.perf_counter(), max(1, self._count)
-        means = (now - self._since) / count, self._data / count
-        self._count, self._data, self._since = 0, 0.0, now
+        means = (now - self._since) / count, (self._waited - self._known_waited) / count
+        self._count, self._known_waited, self._since = 0, self._waited, now
         return means
 
 
@@ -225,6 +270,13 @@ def _refuse_nonfinite(networks: dict[str, dict[str, dict]]) -> None:
             bad = [name for name, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
             if bad:
                 raise CheckpointError(f'network_{label} is not saved: {key} is not finite in {", ".join(bad[:5])}')
+
+
+def _iteration_of(line: str) -> float:
+    try:
+        return json.loads(line)['iter']
+    except (ValueError, KeyError, TypeError):
+        return math.inf
 
 
 def archive(folder: Path) -> None:

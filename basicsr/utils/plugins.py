@@ -9,9 +9,9 @@ from basicsr.utils.registry import OptionError
 
 
 def import_plugins(names: list[str]) -> None:
-    """Import each once: a Python file (its path ends in `.py`) or an installed module. Raises OptionError if it is not there.
+    """Import each once: a Python file (its path ends in `.py`) or an installed module.
 
-    What the code itself raises is its author's to see, so that is not caught.
+    Raises OptionError if it is not there; what the code itself raises is its author's to see.
     """
     for name in names:
         if name.endswith('.py'):
@@ -27,7 +27,9 @@ def _import_file(path: Path) -> None:
         raise OptionError(f'{str(path)!r} does not exist', ('custom_imports',))
     if any(getattr(module, '__file__', None) == str(path) for module in list(sys.modules.values())):
         return
-    spec = importlib.util.spec_from_file_location(path.stem if path.stem not in sys.modules else f'custom_{path.stem}', path)
+    spec = importlib.util.spec_from_file_location(
+        path.stem if path.stem not in sys.modules else f'custom_{path.stem}', path
+    )
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # workers that are spawned, and pickle, look it up by name
     try:

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT ask a run to stop; it finishes the step and saves."""
+"""SIGTERM and SIGINT ask a run to stop: it finishes the step and saves. A second signal ends it at once."""
 
 import os
 import signal
@@ -34,3 +34,16 @@ class StopRequest:
             torch.distributed.all_reduce(number, op=torch.distributed.ReduceOp.MAX)
             self.number = int(number)
         return self.number
+
+
+def leave_stopping_to_the_parent() -> None:
+    """For data workers: Ctrl-C and cluster managers signal them too, and the main process still needs their batches."""
+    seen = []
+
+    def end_at_the_second(number: int, _: object) -> None:
+        seen.append(number)
+        if len(seen) > 1:
+            os._exit(128 + number)
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, end_at_the_second)
