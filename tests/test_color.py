@@ -52,9 +52,18 @@ def test_luma_passes_gradients():
     assert torch.autograd.gradcheck(luma, image)
 
 
-@pytest.mark.parametrize('image', [
-    np.zeros((4, 4, 3), np.float64), np.zeros((4, 4, 3), np.int32), np.zeros((4, 4), np.uint8),
-    np.zeros((4, 4, 4), np.float32), torch.zeros(1, 1, 4, 4), torch.zeros(3, 4, 4, dtype=torch.uint8), torch.zeros(3)])
+@pytest.mark.parametrize(
+    'image',
+    [
+        np.zeros((4, 4, 3), np.float64),
+        np.zeros((4, 4, 3), np.int32),
+        np.zeros((4, 4), np.uint8),
+        np.zeros((4, 4, 4), np.float32),
+        torch.zeros(1, 1, 4, 4),
+        torch.zeros(3, 4, 4, dtype=torch.uint8),
+        torch.zeros(3),
+    ],
+)
 def test_other_types_and_shapes_are_refused(image):
     with pytest.raises(ValueError, match='colour conversion needs'):
         rgb_to_ycbcr(image)

@@ -60,9 +60,18 @@ def test_wrong_values_unknown_kinds_and_other_files_fail(tmp_path):
     assert sorted(verdicts) == ['FAIL', 'FAIL', 'FAIL', 'pass', 'unsupported']
 
 
-@pytest.mark.parametrize(('name', 'output'), [
-    ('psnr_ssim', 'ssim'), ('imresize', 'aa_3'), ('gan_losses', 'hinge'), ('unet_discriminator_sn', 'conv3_u'),
-    ('ema', 'ema_bn.bias'), ('lr_schedules', 'out_2'), ('enlarged_sampler', 'stream_1')])
+@pytest.mark.parametrize(
+    ('name', 'output'),
+    [
+        ('psnr_ssim', 'ssim'),
+        ('imresize', 'aa_3'),
+        ('gan_losses', 'hinge'),
+        ('unet_discriminator_sn', 'conv3_u'),
+        ('ema', 'ema_bn.bias'),
+        ('lr_schedules', 'out_2'),
+        ('enlarged_sampler', 'stream_1'),
+    ],
+)
 def test_an_output_that_is_off_by_more_than_its_tolerance_fails(tmp_path, name, output):
     case = load(GOLDEN / 'core' / f'{name}.json')
     allowed = case.spec['tolerance']['atol'] + case.spec['tolerance']['rtol'] * np.abs(case.arrays[output]).max()
@@ -74,8 +83,10 @@ def test_an_output_that_is_off_by_more_than_its_tolerance_fails(tmp_path, name, 
 
 def test_text_and_structure_are_compared_too(tmp_path):
     for name, key, old, new in (
-            ('log_format', 'training_lines', 'lr:(', 'rate:('), ('options_parse', 'values', '"int"', '"float"'),
-            ('checkpoint_format', 'files', 'params_ema', 'params_average')):
+        ('log_format', 'training_lines', 'lr:(', 'rate:('),
+        ('options_parse', 'values', '"int"', '"float"'),
+        ('checkpoint_format', 'files', 'params_ema', 'params_average'),
+    ):
         spec = load(GOLDEN / 'core' / f'{name}.json').spec
         changed = json.loads(json.dumps(spec[key]).replace(old, new))
         assert judge(load(copied(tmp_path, name, {key: changed}))).status == 'FAIL'

@@ -12,8 +12,12 @@ from basicsr.metrics.psnr_ssim import psnr_bounded
 from basicsr.utils.color import luma
 from basicsr.utils.registry import LOSS_REGISTRY, OptionError
 
-VGG = {'type': 'PerceptualLoss', 'layer_weights': {'conv1_1': 1.0, 'relu2_1': 0.5}, 'vgg_type': 'vgg11_bn',
-       'pretrained': False}
+VGG = {
+    'type': 'PerceptualLoss',
+    'layer_weights': {'conv1_1': 1.0, 'relu2_1': 0.5},
+    'vgg_type': 'vgg11_bn',
+    'pretrained': False,
+}
 
 
 def images(count: int = 2, side: int = 16) -> list[torch.Tensor]:
@@ -21,8 +25,9 @@ def images(count: int = 2, side: int = 16) -> list[torch.Tensor]:
     return [torch.rand(2, 3, side, side, generator=generator) for _ in range(count)]
 
 
-@pytest.mark.parametrize(('kind', 'function'), [
-    ('L1Loss', F.l1_loss), ('MSELoss', F.mse_loss), ('CharbonnierLoss', F.l1_loss)])
+@pytest.mark.parametrize(
+    ('kind', 'function'), [('L1Loss', F.l1_loss), ('MSELoss', F.mse_loss), ('CharbonnierLoss', F.l1_loss)]
+)
 @pytest.mark.parametrize('reduction', ['mean', 'sum', 'none'])
 def test_pixel_losses_equal_torch(kind, function, reduction):
     sr, gt = images()
@@ -203,7 +208,8 @@ def test_lpips_loss_is_zero_for_equal_images_and_teaches_otherwise():
 def test_losses_equal_basicsr_in_the_published_cases():
     case = load_case('core', 'pixel_losses')
     sr, gt = (torch.from_numpy(case.arrays[name]) for name in ('pred', 'target'))
-    loss = LOSS_REGISTRY.build({'type': 'CharbonnierLoss', 'loss_weight': case.args['loss_weight'],
-                                'eps': case.args['charbonnier_eps']})
+    loss = LOSS_REGISTRY.build(
+        {'type': 'CharbonnierLoss', 'loss_weight': case.args['loss_weight'], 'eps': case.args['charbonnier_eps']}
+    )
     assert loss(sr, gt).item() == pytest.approx(case.arrays['CharbonnierLoss_mean'].item(), rel=1e-5)
     assert math.isfinite(loss(gt, gt).item())

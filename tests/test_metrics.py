@@ -37,20 +37,26 @@ def test_psnr_and_ssim_equal_scikit_image(crop_border, test_y_channel):
     inside = slice(crop_border, -crop_border or None)
     images = [array(luma(image.double()) if test_y_channel else image)[inside, inside] for image in (sr, gt)]
     expected_psnr = peak_signal_noise_ratio(*images, data_range=1)
-    similarity = structural_similarity(*images, data_range=1, channel_axis=2, gaussian_weights=True, sigma=1.5,
-                                       use_sample_covariance=False, full=True)[1]
+    similarity = structural_similarity(
+        *images, data_range=1, channel_axis=2, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, full=True
+    )[1]
     expected_ssim = similarity[5:-5, 5:-5].mean()  # super-resolution counts whole windows only
     np.testing.assert_allclose(scores, [expected_psnr, expected_ssim], rtol=1e-10)
 
 
 def test_scores_equal_basicsr():
     case = load_case('core', 'psnr_ssim')
-    sr, gt = (torch.from_numpy(case.arrays[name][..., ::-1].astype(np.float32) / 255).permute(2, 0, 1)[None]
-              for name in ('img', 'img2'))
+    sr, gt = (
+        torch.from_numpy(case.arrays[name][..., ::-1].astype(np.float32) / 255).permute(2, 0, 1)[None]
+        for name in ('img', 'img2')
+    )
     for name, metric in (('calculate_psnr', 'psnr'), ('calculate_ssim', 'ssim')):
         function = METRIC_REGISTRY.get(name)
-        scores = [function(sr, gt, crop_border=crop, test_y_channel=y).item()
-                  for crop in case.args['crops'] for y in (False, True)]
+        scores = [
+            function(sr, gt, crop_border=crop, test_y_channel=y).item()
+            for crop in case.args['crops']
+            for y in (False, True)
+        ]
         np.testing.assert_allclose(scores, case.arrays[metric], atol=1e-5)
 
 
@@ -87,9 +93,12 @@ def test_images_of_different_sizes_are_refused(metric):
 def test_other_bad_images_are_refused():
     image = torch.rand(1, 3, 12, 12)
     for bad, arguments, message in (
-            (image[0], {}, 'floating-point tensors'), ((image * 255).byte(), {}, 'floating-point tensors'),
-            (image, {'crop_border': 6}, 'border of 6'), (image, {'crop_border': -1}, 'border of -1'),
-            (image[:, :1], {'test_y_channel': True}, 'colour conversion')):
+        (image[0], {}, 'floating-point tensors'),
+        ((image * 255).byte(), {}, 'floating-point tensors'),
+        (image, {'crop_border': 6}, 'border of 6'),
+        (image, {'crop_border': -1}, 'border of -1'),
+        (image[:, :1], {'test_y_channel': True}, 'colour conversion'),
+    ):
         with pytest.raises(ValueError, match=message):
             psnr(bad, bad, **arguments)
     with pytest.raises(ValueError, match='at least 11x11'):

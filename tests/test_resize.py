@@ -16,6 +16,7 @@ def noise(*shape: int) -> np.ndarray:
 
 def resized_line(line: np.ndarray, scale: float, antialiasing: bool) -> np.ndarray:
     """MATLAB's imresize of a vector, written as its definition: one output pixel, one tap at a time."""
+
     def cubic(t: float) -> float:
         t = abs(t)
         if t <= 1:
@@ -39,8 +40,11 @@ def resized_line(line: np.ndarray, scale: float, antialiasing: bool) -> np.ndarr
 
 
 @settings(deadline=None, max_examples=40)
-@given(side=st.integers(1, 23), scale=st.sampled_from([1 / 8, 1 / 4, 1 / 3, 0.37, 0.5, 0.7, 1.0, 1.5, 2, 3, 4]),
-       antialiasing=st.booleans())
+@given(
+    side=st.integers(1, 23),
+    scale=st.sampled_from([1 / 8, 1 / 4, 1 / 3, 0.37, 0.5, 0.7, 1.0, 1.5, 2, 3, 4]),
+    antialiasing=st.booleans(),
+)
 def test_a_line_equals_the_definition_however_short(side, scale, antialiasing):
     line = noise(side)
     expected = resized_line(line, scale, antialiasing)
@@ -82,10 +86,20 @@ def test_the_resized_tensor_passes_gradients():
     assert torch.autograd.gradcheck(lambda x: imresize(x, 0.5), image)
 
 
-@pytest.mark.parametrize(('image', 'scale'), [
-    (np.zeros((4, 4, 3), np.uint8), 2), (np.zeros((2, 4, 4, 3)), 2), (np.zeros((0, 4)), 2), (np.zeros((4, 4)), 0),
-    (np.zeros((4, 4)), -1), (np.zeros((4, 4)), math.nan), (np.zeros((4, 4)), math.inf), (torch.zeros(4), 2),
-    (torch.zeros(3, 4, 4, dtype=torch.uint8), 2)])
+@pytest.mark.parametrize(
+    ('image', 'scale'),
+    [
+        (np.zeros((4, 4, 3), np.uint8), 2),
+        (np.zeros((2, 4, 4, 3)), 2),
+        (np.zeros((0, 4)), 2),
+        (np.zeros((4, 4)), 0),
+        (np.zeros((4, 4)), -1),
+        (np.zeros((4, 4)), math.nan),
+        (np.zeros((4, 4)), math.inf),
+        (torch.zeros(4), 2),
+        (torch.zeros(3, 4, 4, dtype=torch.uint8), 2),
+    ],
+)
 def test_what_cannot_be_resized_is_refused(image, scale):
     with pytest.raises(ValueError, match='imresize needs'):
         imresize(image, scale)

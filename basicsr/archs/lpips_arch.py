@@ -32,8 +32,10 @@ class LPIPS(nn.Module):
                 distance = lpips.LPIPS(net=net, pnet_rand=not pretrained, verbose=False)
         except OSError as error:
             folder = Path(torch.hub.get_dir(), 'checkpoints')
-            raise OptionError(f'LPIPS needs the ImageNet weights of {net!r}, which torchvision cannot get: {error}; '
-                              f'connect once, or put the file in {folder}') from None
+            raise OptionError(
+                f'LPIPS needs the ImageNet weights of {net!r}, which torchvision cannot get: {error}; '
+                f'connect once, or put the file in {folder}'
+            ) from None
         self.distance = distance.requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> 'LPIPS':

@@ -28,8 +28,14 @@ class VGGFeatureExtractor(nn.Module):
     Shape: (b, 3, h, w) in [0, 1] -> {name: (b, channels, h / 2^k, w / 2^k)}. Frozen, in evaluation mode.
     """
 
-    def __init__(self, layer_name_list: list[str], vgg_type: str = 'vgg19', use_input_norm: bool = True,
-                 range_norm: bool = False, pretrained: bool | str = True):
+    def __init__(
+        self,
+        layer_name_list: list[str],
+        vgg_type: str = 'vgg19',
+        use_input_norm: bool = True,
+        range_norm: bool = False,
+        pretrained: bool | str = True,
+    ):
         super().__init__()
         if vgg_type.removesuffix('_bn') not in STAGES:
             known = ', '.join(STAGES)
@@ -102,5 +108,7 @@ def _torchvision_weights(vgg_type: str) -> dict[str, Tensor]:
         return weights.get_state_dict(progress=False)
     except OSError as error:
         folder = Path(torch.hub.get_dir(), 'checkpoints')
-        raise OptionError(f'cannot get the ImageNet weights of {vgg_type} from {weights.url}: {error}; put the file in '
-                          f'{folder} or name it by `pretrained`') from None
+        raise OptionError(
+            f'cannot get the ImageNet weights of {vgg_type} from {weights.url}: {error}; put the file in '
+            f'{folder} or name it by `pretrained`'
+        ) from None

@@ -36,8 +36,10 @@ class VGGStyleDiscriminator(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[-2:] != (self.input_size, self.input_size):
-            raise ValueError(f'this VGGStyleDiscriminator judges {self.input_size}x{self.input_size} pixels, '
-                             f'got {x.shape[-2]}x{x.shape[-1]}')
+            raise ValueError(
+                f'this VGGStyleDiscriminator judges {self.input_size}x{self.input_size} pixels, '
+                f'got {x.shape[-2]}x{x.shape[-1]}'
+            )
         for stage in range(self.stages):
             for part in range(2):
                 x = self.get_submodule(f'conv{stage}_{part}')(x)

@@ -23,8 +23,9 @@ class GANLoss(nn.Module):
         loss_weight: multiplies the generator's losses only.
     """
 
-    def __init__(self, gan_type: GanType, real_label_val: float = 1.0, fake_label_val: float = 0.0,
-                 loss_weight: float = 1.0):
+    def __init__(
+        self, gan_type: GanType, real_label_val: float = 1.0, fake_label_val: float = 0.0, loss_weight: float = 1.0
+    ):
         super().__init__()
         if gan_type not in GAN_LOSSES:
             raise OptionError(f'gan_type {gan_type!r} is not known; choose from {", ".join(GAN_LOSSES)}', ('gan_type',))
@@ -48,8 +49,9 @@ class MultiScaleGANLoss(GANLoss):
         if not isinstance(pred, list):
             return super().forward(pred, target_is_real, is_disc)
         scales = [scale[-1] if isinstance(scale, list) else scale for scale in pred]
-        return sum(super(MultiScaleGANLoss, self).forward(scale, target_is_real, is_disc).mean()
-                   for scale in scales) / len(scales)
+        return sum(
+            super(MultiScaleGANLoss, self).forward(scale, target_is_real, is_disc).mean() for scale in scales
+        ) / len(scales)
 
 
 def r1_penalty(real_pred: Tensor, real: Tensor) -> Tensor:
@@ -61,8 +63,13 @@ def r1_penalty(real_pred: Tensor, real: Tensor) -> Tensor:
     return gradient.square().flatten(1).sum(1).mean()
 
 
-def gradient_penalty_loss(discriminator: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor,
-                          weight: Tensor | None = None, mix: Tensor | None = None) -> Tensor:
+def gradient_penalty_loss(
+    discriminator: Callable[[Tensor], Tensor],
+    real: Tensor,
+    fake: Tensor,
+    weight: Tensor | None = None,
+    mix: Tensor | None = None,
+) -> Tensor:
     """Mean of (|gradient| - 1)^2 between real and fake images (WGAN-GP, Gulrajani et al., 1704.00028).
 
     As published in BasicSR the norm is over channels, pixel by pixel.
@@ -102,5 +109,10 @@ def _hinge(pred: Tensor, target_is_real: bool, is_disc: bool) -> Tensor:
     return F.relu(1 - pred if target_is_real else 1 + pred).mean()
 
 
-GAN_LOSSES = {'vanilla': _vanilla, 'lsgan': _least_squares, 'wgan': _wasserstein, 'wgan_softplus': _softplus,
-              'hinge': _hinge}
+GAN_LOSSES = {
+    'vanilla': _vanilla,
+    'lsgan': _least_squares,
+    'wgan': _wasserstein,
+    'wgan_softplus': _softplus,
+    'hinge': _hinge,
+}

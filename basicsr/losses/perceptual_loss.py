@@ -22,17 +22,32 @@ class PerceptualLoss(nn.Module):
         pretrained: ImageNet weights from torchvision (downloaded once to TORCH_HOME), or a file of them.
     """
 
-    def __init__(self, layer_weights: dict[str, float], vgg_type: str = 'vgg19', use_input_norm: bool = True,
-                 range_norm: bool = False, perceptual_weight: float = 1.0, style_weight: float = 0.0,
-                 criterion: Literal['l1', 'l2', 'fro'] = 'l1', pretrained: bool | str = True):
+    def __init__(
+        self,
+        layer_weights: dict[str, float],
+        vgg_type: str = 'vgg19',
+        use_input_norm: bool = True,
+        range_norm: bool = False,
+        perceptual_weight: float = 1.0,
+        style_weight: float = 0.0,
+        criterion: Literal['l1', 'l2', 'fro'] = 'l1',
+        pretrained: bool | str = True,
+    ):
         super().__init__()
         if criterion not in CRITERIA:
             raise ValueError(f'criterion {criterion!r} is not known; choose from {", ".join(CRITERIA)}')
         self.layer_weights, self.criterion = dict(layer_weights), CRITERIA[criterion]
         self.perceptual_weight, self.style_weight = perceptual_weight, style_weight
-        self.vgg = ARCH_REGISTRY.build({
-            'type': 'VGGFeatureExtractor', 'layer_name_list': list(layer_weights), 'vgg_type': vgg_type,
-            'use_input_norm': use_input_norm, 'range_norm': range_norm, 'pretrained': pretrained})
+        self.vgg = ARCH_REGISTRY.build(
+            {
+                'type': 'VGGFeatureExtractor',
+                'layer_name_list': list(layer_weights),
+                'vgg_type': vgg_type,
+                'use_input_norm': use_input_norm,
+                'range_norm': range_norm,
+                'pretrained': pretrained,
+            }
+        )
 
     def forward(self, sr: Tensor, gt: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """(b, 3, h, w) in [0, 1] twice -> weighted perceptual loss and style loss, None for a part of weight 0."""
@@ -58,8 +73,9 @@ class LPIPSLoss(nn.Module):
         pretrained: false starts it at random, for trying things out without a download.
     """
 
-    def __init__(self, loss_weight: float = 1.0, net: Literal['alex', 'vgg', 'squeeze'] = 'vgg',
-                 pretrained: bool = True):
+    def __init__(
+        self, loss_weight: float = 1.0, net: Literal['alex', 'vgg', 'squeeze'] = 'vgg', pretrained: bool = True
+    ):
         super().__init__()
         self.loss_weight = loss_weight
         self.distance = ARCH_REGISTRY.build({'type': 'LPIPS', 'net': net, 'pretrained': pretrained})

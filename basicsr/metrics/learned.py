@@ -53,8 +53,10 @@ def _pyiqa(metric: str, mode: Literal['FR', 'NR'], device: torch.device) -> Any:
     try:
         from pyiqa import create_metric, list_models
     except ImportError:
-        raise OptionError(f'metric {metric!r} needs the package pyiqa (licence: non-commercial use only): '
-                          'pip install pyiqa', ('metric',)) from None
+        raise OptionError(
+            f'metric {metric!r} needs the package pyiqa (licence: non-commercial use only): pip install pyiqa',
+            ('metric',),
+        ) from None
     if metric not in list_models():
         raise OptionError(f'{metric!r} is not a metric of pyiqa; known: {", ".join(list_models())}', ('metric',))
     measure = create_metric(metric, device=device)

@@ -43,8 +43,10 @@ def ssim(sr: Tensor, gt: Tensor, crop_border: int = 0, test_y_channel: bool = Fa
     """
     sr, gt = _compared_pixels('ssim', sr, gt, crop_border, test_y_channel)
     if min(sr.shape[-2:]) < len(SSIM_WINDOW):
-        raise ValueError(f'ssim needs at least {len(SSIM_WINDOW)}x{len(SSIM_WINDOW)} pixels inside the border, '
-                         f'got {tuple(sr.shape[-2:])}')
+        raise ValueError(
+            f'ssim needs at least {len(SSIM_WINDOW)}x{len(SSIM_WINDOW)} pixels inside the border, '
+            f'got {tuple(sr.shape[-2:])}'
+        )
     planes = zip(sr.flatten(0, 1).cpu().numpy(), gt.flatten(0, 1).cpu().numpy(), strict=True)
     scores = torch.tensor([_plane_ssim(x, y) for x, y in planes], dtype=torch.float64, device=sr.device)
     return scores.view(sr.shape[:2]).mean(1)

@@ -9,7 +9,8 @@ RGB_TO_YCBCR = np.array([[65.481, -37.797, 112.0], [128.553, -74.203, -93.786], 
 YCBCR_OFFSET = np.array([16.0, 128.0, 128.0])
 # Rows Y, Cb, Cr; columns R, G, B; both sides on the scale 0..255. The rounded digits are MATLAB's.
 YCBCR_TO_RGB = 255 * np.array(
-    [[0.00456621, 0.00456621, 0.00456621], [0, -0.00153632, 0.00791071], [0.00625893, -0.00318811, 0]])
+    [[0.00456621, 0.00456621, 0.00456621], [0, -0.00153632, 0.00791071], [0.00625893, -0.00318811, 0]]
+)
 RGB_OFFSET = np.array([-222.921, 135.576, -276.836])
 
 
@@ -58,8 +59,9 @@ def _typed(converted: np.ndarray, dtype: np.dtype) -> np.ndarray:
 
 def _tensor_product(image: Tensor, matrix: np.ndarray, offset: np.ndarray) -> Tensor:
     if image.ndim < 3 or image.shape[-3] != 3 or not image.is_floating_point():
-        raise ValueError(f'a colour conversion needs a floating-point tensor (..., 3, h, w), '
-                         f'got {image.dtype} {tuple(image.shape)}')
+        raise ValueError(
+            f'a colour conversion needs a floating-point tensor (..., 3, h, w), got {image.dtype} {tuple(image.shape)}'
+        )
     weights = torch.as_tensor(matrix / 255, dtype=image.dtype, device=image.device)
     shift = torch.as_tensor(offset / 255, dtype=image.dtype, device=image.device)
     return torch.einsum('...chw,cd->...dhw', image, weights) + shift[:, None, None]

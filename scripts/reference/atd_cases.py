@@ -45,13 +45,24 @@ def forward(case: Case, net: nn.Module) -> Iterator[tuple]:
     """The output, and whatever inner values are recorded, seen by hooks on the submodules that compute them."""
     (x,) = tensors(case, 'x')
     layer = _layer_of(case)
-    names = {'conv_first': 'conv_first', 'patch_embed.norm': 'tokens', f'{layer}.attn_atd': 'atd',
-             f'{layer}.attn_aca': 'x_aca', f'{layer}.attn_win': 'win_out', f'{layer}.convffn': 'ffn_out',
-             layer: 'layer', 'norm': 'final_norm', **{f'layers.{n}': f'block{n}' for n in range(len(net.layers))}}
+    names = {
+        'conv_first': 'conv_first',
+        'patch_embed.norm': 'tokens',
+        f'{layer}.attn_atd': 'atd',
+        f'{layer}.attn_aca': 'x_aca',
+        f'{layer}.attn_win': 'win_out',
+        f'{layer}.convffn': 'ffn_out',
+        layer: 'layer',
+        'norm': 'final_norm',
+        **{f'layers.{n}': f'block{n}' for n in range(len(net.layers))},
+    }
     seen = {}
     modules = dict(net.named_modules())
-    hooks = [modules[path].register_forward_hook(lambda _, __, out, name=name: seen.update({name: out}))
-             for path, name in names.items() if path in modules]
+    hooks = [
+        modules[path].register_forward_hook(lambda _, __, out, name=name: seen.update({name: out}))
+        for path, name in names.items()
+        if path in modules
+    ]
     yield 'y', net(x)
     for hook in hooks:
         hook.remove()
@@ -100,9 +111,19 @@ def training_steps(case: Case) -> Iterator[tuple]:
     train, scale = case.spec['train'], case.args['upscale']
     optim = {'type': train['optimizer'], **{key: train[key] for key in ('lr', 'betas', 'eps', 'weight_decay')}}
     schedule = {'type': 'MultiStepLR', 'milestones': train['milestones'], 'gamma': train['gamma']}
-    model = prepared(options({'network_g': {'type': 'ATD', **case.args}}, {
-        'optim_g': optim, 'scheduler': schedule, 'pixel_opt': {'type': 'L1Loss'},
-        'warmup_iter': train['warmup_iter'], 'ema_decay': train['ema_decay']}, scale))
+    model = prepared(
+        options(
+            {'network_g': {'type': 'ATD', **case.args}},
+            {
+                'optim_g': optim,
+                'scheduler': schedule,
+                'pixel_opt': {'type': 'L1Loss'},
+                'warmup_iter': train['warmup_iter'],
+                'ema_decay': train['ema_decay'],
+            },
+            scale,
+        )
+    )
     case.fill(model.bare('g'))
     model.averages['g'].update(model.bare('g'), decay=0)
     seed, shape = _training_images(case)
@@ -155,8 +176,11 @@ def _filled_part(case: Case) -> nn.Module:
     """The submodule of the case with its entries filled by their full names."""
     path = case.spec['submodule']
     part = build(case).get_submodule(path)
-    state = {name.removeprefix(f'{path}.'): filled(name, shape) for name, shape in case.spec['layout'].items()
-             if name.startswith(f'{path}.')}
+    state = {
+        name.removeprefix(f'{path}.'): filled(name, shape)
+        for name, shape in case.spec['layout'].items()
+        if name.startswith(f'{path}.')
+    }
     part.load_state_dict(state, strict=True)
     return part
 

@@ -36,9 +36,11 @@ class Verdict:
 
 def checks(system: str, text: str) -> Callable[[Checker], Checker]:
     """Decorator: the checker of a system's cases whose network or function contains `text`; the first one wins."""
+
     def add(checker: Checker) -> Checker:
         _checkers.append((system, text, checker))
         return checker
+
     return add
 
 

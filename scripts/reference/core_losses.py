@@ -33,8 +33,13 @@ def pixel_losses(case: Case) -> Iterator[tuple]:
             _pixel_loss(case, name.removeprefix('grad_'), 'mean')(leaf, gt).backward()
             yield name, leaf.grad
         elif name.startswith('PSNRLoss'):
-            loss = LOSS_REGISTRY.build({'type': 'PSNRLoss', 'loss_weight': case.args['loss_weight'],
-                                        'toY': 'y' in name.removeprefix('PSNRLoss').lower()})
+            loss = LOSS_REGISTRY.build(
+                {
+                    'type': 'PSNRLoss',
+                    'loss_weight': case.args['loss_weight'],
+                    'toY': 'y' in name.removeprefix('PSNRLoss').lower(),
+                }
+            )
             yield name, loss(sr.sigmoid(), gt.sigmoid())
         else:
             kind, reduction, *weighted = name.split('_')
@@ -80,11 +85,17 @@ def perceptual(case: Case) -> Iterator[tuple]:
     for criterion in ('l1', 'l2', 'fro'):
         if f'out_{criterion}' in case.arrays:
             loss = LOSS_REGISTRY.build(
-                {'type': 'PerceptualLoss', **case.args, 'criterion': criterion, 'pretrained': False})
+                {'type': 'PerceptualLoss', **case.args, 'criterion': criterion, 'pretrained': False}
+            )
             _fill_extractor(loss.vgg, case)
             parts = loss(x, gt)
-            yield closest(case, f'out_{criterion}', (  # a part of weight 0 is None, for which a number was recorded
-                [left_out if part is None else part.item() for part in parts] for left_out in (0.0, math.nan)))
+            yield closest(
+                case,
+                f'out_{criterion}',
+                (  # a part of weight 0 is None, for which a number was recorded
+                    [left_out if part is None else part.item() for part in parts] for left_out in (0.0, math.nan)
+                ),
+            )
             first = next(iter(case.args['layer_weights']))
             yield 'feat_first', loss.vgg(x)[first][:, :4]
 

@@ -45,8 +45,12 @@ def averages(case: Case) -> Iterator[tuple]:
     average = WeightAverage(online, case.args['decay'], buffers=False)
     for prefix, net in (('online.', online), ('ema.', average.net)):
         state = net.state_dict()
-        net.load_state_dict({name: filled(prefix + name, value.shape) if value.is_floating_point() else value
-                             for name, value in state.items()})
+        net.load_state_dict(
+            {
+                name: filled(prefix + name, value.shape) if value.is_floating_point() else value
+                for name, value in state.items()
+            }
+        )
     average.update(online, decay=0)
     for step in range(1, case.args['steps'] + 1):
         with torch.no_grad():
@@ -129,19 +133,25 @@ def written_files(case: Case) -> Iterator[tuple]:
     published = case.spec['files']
     state_name = next(name for name in published if name.endswith('.state'))
     state = published[state_name]
-    files = {name.split('_')[1]: content for name, content in published.items()
-             if name.endswith(f'_{Path(state_name).stem}.pth')}
+    files = {
+        name.split('_')[1]: content
+        for name, content in published.items()
+        if name.endswith(f'_{Path(state_name).stem}.pth')
+    }
     labels = sorted(files, reverse=True)  # g, then d: the order of the optimizers
-    networks = tiny_networks({f'{label}_{entry}': content['tensor'] for label in labels
-                              for entry, content in files[label]['params'].items()})
+    networks = tiny_networks(
+        {f'{label}_{entry}': content['tensor'] for label in labels for entry, content in files[label]['params'].items()}
+    )
     train = {'pixel_opt': {'type': 'L1Loss'}, 'ema_decay': 0.5 if 'params_ema' in files['g'] else 0}
     if 'd' in labels:
         train['gan_opt'] = {'type': 'GANLoss', 'gan_type': 'vanilla'}
     for label, optimizer in zip(labels, state['optimizers'], strict=True):
         group = _plain(optimizer['param_groups'][0])
         names = ('lr', 'momentum', 'betas', 'eps', 'weight_decay')
-        train[f'optim_{label}'] = {'type': 'SGD' if 'momentum' in group else 'Adam',
-                                   **{name: group[name] for name in names if name in group}}
+        train[f'optim_{label}'] = {
+            'type': 'SGD' if 'momentum' in group else 'Adam',
+            **{name: group[name] for name in names if name in group},
+        }
     with tempfile.TemporaryDirectory() as folder, _logging_as_it_was():
         opt = options(networks, train, 2, path={'experiments_root': folder})
         model = prepared(opt)
@@ -212,10 +222,17 @@ def _plain(description: Any) -> Any:
 def _differences(ours: Any, published: Any, path: str) -> list[str]:
     """Where ours lacks what is published, or has something else there."""
     if isinstance(published, dict) and isinstance(ours, dict):
-        return [fault for key, part in published.items() for fault in
-                (_differences(ours[key], part, f'{path}: {key}') if key in ours else [f'{path}: no {key}'])]
-    if isinstance(published, list) and isinstance(ours, list) and len(published) == len(ours) \
-            and any(isinstance(part, dict | list) for part in published):
+        return [
+            fault
+            for key, part in published.items()
+            for fault in (_differences(ours[key], part, f'{path}: {key}') if key in ours else [f'{path}: no {key}'])
+        ]
+    if (
+        isinstance(published, list)
+        and isinstance(ours, list)
+        and len(published) == len(ours)
+        and any(isinstance(part, dict | list) for part in published)
+    ):
         return [fault for k, part in enumerate(published) for fault in _differences(ours[k], part, f'{path}: {k}')]
     return [] if ours == published else [f'{path}: {ours} instead of {published}']
 
@@ -261,8 +278,10 @@ def option_text(case: Case) -> Iterator[tuple]:
     if 'dict2str' in case.spec:
         yield 'option tree', option_tree(_tree_of(case.spec['dict2str'])), case.spec['dict2str']
     if read_as_numbers:
-        yield Note(f'{len(read_as_numbers)} numbers that the published parser leaves as text: '
-                   f'{", ".join(dict.fromkeys(read_as_numbers))}')
+        yield Note(
+            f'{len(read_as_numbers)} numbers that the published parser leaves as text: '
+            f'{", ".join(dict.fromkeys(read_as_numbers))}'
+        )
 
 
 def _as_published(ours: Any, published: Any, read_as_numbers: list[str]) -> Any:

@@ -55,8 +55,11 @@ def lmdb_layout(case: Case) -> Iterator[tuple]:
     keys = case.spec['keys_in_database']
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder, 'images.lmdb')
-        _write(root, case.spec['meta_info.txt'], {
-            key: case.inputs[f'image_{k}'].astype(np.uint8) for k, key in enumerate(keys)})
+        _write(
+            root,
+            case.spec['meta_info.txt'],
+            {key: case.inputs[f'image_{k}'].astype(np.uint8) for k, key in enumerate(keys)},
+        )
         yield 'files', sorted(path.name for path in root.iterdir()), sorted(case.spec['files'])
         storage = open_storage(str(root), {'type': 'lmdb'})
         yield 'keys', storage.names(), case.spec['keys_from_meta_info']
@@ -66,6 +69,7 @@ def lmdb_layout(case: Case) -> Iterator[tuple]:
 
 def _write(root: Path, meta_info: str, images: dict[str, np.ndarray]) -> None:
     import lmdb
+
     with lmdb.open(str(root), map_size=1 << 24) as environment, environment.begin(write=True) as transaction:
         for key, image in images.items():
             bgr = image if image.ndim == 2 else image[..., ::-1]

@@ -78,5 +78,9 @@ def tiny_networks(shapes: dict[str, list[int] | torch.Size]) -> dict[str, dict]:
             continue
         first, second = shapes[f'{label}_c1.weight'], shapes[f'{label}_c2.weight']
         sections[f'network_{label}'] = {
-            'type': kind, 'num_in_ch': first[1], 'num_feat': first[0], 'num_out_ch': second[0]}
+            'type': kind,
+            'num_in_ch': first[1],
+            'num_feat': first[0],
+            'num_out_ch': second[0],
+        }
     return sections
