@@ -65,7 +65,7 @@ def main() -> int:
 def parse_arguments() -> argparse.Namespace:
     parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add('-i', '--input', nargs='+', action='extend', default=[], metavar='PATH', help='files, folders, globs; may repeat')
+    add('-i', '--input', nargs='+', action='extend', default=[], metavar='PATH', help='files, folders or globs')
     add('-o', '--output', metavar='FOLDER', help='default: results/inference/MODEL')
     add('-m', '--model', metavar='NAME', help=f'a model that --list shows; default: {DEFAULT_MODEL}')
     add('--opt', metavar='FILE', help='an option file that describes the model, in place of -m')
