@@ -34,13 +34,27 @@ def test_a_file_is_what_basicsr_reads_with_exponents_as_numbers():
     parsed = PUBLISHED['yaml']['parsed']
     assert tree.keys() == parsed.keys()
     for key, published in parsed.items():
-        assert same(tree[key], NUMBERS.get(published['value'], published['value'])
-                    if published['type'] == 'str' else published['value']), key
+        assert same(
+            tree[key],
+            NUMBERS.get(published['value'], published['value']) if published['type'] == 'str' else published['value'],
+        ), key
 
 
-@pytest.mark.parametrize(('text', 'value'), [
-    ('1e-4', 1e-4), ('-2E+3', -2e3), ('+.5e1', 5.0), ('1_0e2', 1e3), ('1e', '1e'), ('e5', 'e5'), ('1e5x', '1e5x'),
-    ('!!float 5e3', 5e3), ('2020-01-01', '2020-01-01'), ('1.', 1.0)])
+@pytest.mark.parametrize(
+    ('text', 'value'),
+    [
+        ('1e-4', 1e-4),
+        ('-2E+3', -2e3),
+        ('+.5e1', 5.0),
+        ('1_0e2', 1e3),
+        ('1e', '1e'),
+        ('e5', 'e5'),
+        ('1e5x', '1e5x'),
+        ('!!float 5e3', 5e3),
+        ('2020-01-01', '2020-01-01'),
+        ('1.', 1.0),
+    ],
+)
 def test_scalars_of_a_file(text, value):
     assert same(parse_yaml(f'key: {text}')[0]['key'], value)
 
@@ -73,7 +87,11 @@ def test_a_faulty_override_is_repeated_in_the_message(entry):
 
 def test_values_are_never_evaluated(tmp_path):
     canary = tmp_path / 'canary'
-    for text in (f'[__import__("os").mkdir("{canary}")]', f'__import__("os").mkdir("{canary}")', f'[!!python/object/apply:os.mkdir ["{canary}"]]'):
+    for text in (
+        f'[__import__("os").mkdir("{canary}")]',
+        f'__import__("os").mkdir("{canary}")',
+        f'[!!python/object/apply:os.mkdir ["{canary}"]]',
+    ):
         try:
             value = parse_value(text)
         except OptionError:
@@ -88,8 +106,10 @@ def test_the_line_of_every_key_is_known():
 
 
 def test_anchors_and_merge_keys():
-    text = 'base: &base {lr: 1e-4, betas: [0.9, 0.99]}\nmore: &more {lr: 3, eps: 1}\n' \
-           'one:\n  lr: 2\n  <<: *base\ntwo:\n  <<: [*base, *more]\nthree: *base\n'
+    text = (
+        'base: &base {lr: 1e-4, betas: [0.9, 0.99]}\nmore: &more {lr: 3, eps: 1}\n'
+        'one:\n  lr: 2\n  <<: *base\ntwo:\n  <<: [*base, *more]\nthree: *base\n'
+    )
     tree, lines = parse_yaml(text)
     assert tree['one'] == {'lr': 2, 'betas': [0.9, 0.99]}
     assert tree['two'] == {'lr': 1e-4, 'betas': [0.9, 0.99], 'eps': 1}
@@ -97,31 +117,47 @@ def test_anchors_and_merge_keys():
     assert lines['one', 'lr'] == 4 and lines['one', 'betas'] == 1
 
 
-@pytest.mark.parametrize(('text', 'message'), [
-    ('a: 1\nb: 2\na: 3\n', "file.yml:3: a: the key is already given in line 1"),
-    ('a:\n  b: 1\n  b: 1\n', 'file.yml:3: a:b: the key is already given in line 2'),
-    ('a: 1\n b: 2\n', 'file.yml:2: mapping values are not allowed here'),
-    ('a: [1, 2\n', "file.yml:2: expected ',' or ']'"),
-    ('a:\n\tb: 1\n', "file.yml:2: found character '\\t' that cannot start any token"),
-    ('a: *missing\n', "file.yml:1: found undefined alias 'missing'"),
-    ('1: x\n', "file.yml:1: an option name must be text, got '1'; quote it"),
-    ('on: x\n', "file.yml:1: an option name must be text, got 'on'; quote it"),
-    ('? [a]\n: x\n', 'file.yml:1: an option name must be text, got a sequence'),
-    ('a: !!int abc\n', "file.yml:1: 'abc' is no value of the type int"),
-    ('a: !!bool maybe\n', "file.yml:1: 'maybe' is no value of the type bool"),
-    (f'a: {"9" * 5000}\n', 'is no value of the type int'),
-    ('a: 1\n---\nb: 2\n', 'file.yml:2: but found another document'),
-    ('- a\n- b\n', 'file.yml: an option file is a list of `key: value` lines, this one is a list'),
-    ('just text\n', 'file.yml: an option file is a list of `key: value` lines, this one is a str'),
-    ('a: "\x00"\n', 'file.yml: unacceptable character #x0000'),
-    ('a: {<<: 3}\n', 'file.yml:1: `<<` merges mappings only'),
-])
+@pytest.mark.parametrize(
+    ('text', 'message'),
+    [
+        ('a: 1\nb: 2\na: 3\n', 'file.yml:3: a: the key is already given in line 1'),
+        ('a:\n  b: 1\n  b: 1\n', 'file.yml:3: a:b: the key is already given in line 2'),
+        ('a: 1\n b: 2\n', 'file.yml:2: mapping values are not allowed here'),
+        ('a: [1, 2\n', "file.yml:2: expected ',' or ']'"),
+        ('a:\n\tb: 1\n', "file.yml:2: found character '\\t' that cannot start any token"),
+        ('a: *missing\n', "file.yml:1: found undefined alias 'missing'"),
+        ('1: x\n', "file.yml:1: an option name must be text, got '1'; quote it"),
+        ('on: x\n', "file.yml:1: an option name must be text, got 'on'; quote it"),
+        ('? [a]\n: x\n', 'file.yml:1: an option name must be text, got a sequence'),
+        ('a: !!int abc\n', "file.yml:1: 'abc' is no value of the type int"),
+        ('a: !!bool maybe\n', "file.yml:1: 'maybe' is no value of the type bool"),
+        (f'a: {"9" * 5000}\n', 'is no value of the type int'),
+        ('a: 1\n---\nb: 2\n', 'file.yml:2: but found another document'),
+        ('- a\n- b\n', 'file.yml: an option file is a list of `key: value` lines, this one is a list'),
+        ('just text\n', 'file.yml: an option file is a list of `key: value` lines, this one is a str'),
+        ('a: "\x00"\n', 'file.yml: unacceptable character #x0000'),
+        ('a: {<<: 3}\n', 'file.yml:1: `<<` merges mappings only'),
+    ],
+)
 def test_a_fault_says_where_it_is(text, message):
     assert message in fault(text)
 
 
-@pytest.mark.parametrize('tag', ['!!python/object/apply:os.mkdir', '!!python/name:os.system', '!!python/object/new:os.mkdir',
-                                 '!!binary', '!!set', '!!omap', '!!pairs', '!!timestamp', '!unknown', '!!python/tuple'])
+@pytest.mark.parametrize(
+    'tag',
+    [
+        '!!python/object/apply:os.mkdir',
+        '!!python/name:os.system',
+        '!!python/object/new:os.mkdir',
+        '!!binary',
+        '!!set',
+        '!!omap',
+        '!!pairs',
+        '!!timestamp',
+        '!unknown',
+        '!!python/tuple',
+    ],
+)
 @pytest.mark.parametrize('value', ['["{canary}"]', '{{x: "{canary}"}}', '"{canary}"'])
 def test_a_tag_is_refused_with_its_line_and_nothing_runs(tag, value, tmp_path):
     canary = tmp_path / 'canary'
@@ -137,12 +173,37 @@ def bomb(levels: int, link: str, first: str) -> str:
 
 
 @pytest.mark.timeout(20)
-@pytest.mark.parametrize('text', [
-    bomb(12, '[{}]', '[x, x]'), bomb(12, '{{<<: [{}]}}', '{}'), bomb(12, '{{<<: [{}]}}', '{x: 1}'),
-    'a: &a [*a]', 'a: &a {b: *a}', 'a: &a {<<: *a}', '[' * 200_000, '{' * 200_000, '- ' * 100_000, '? ' * 100_000,
-    f'a: [{"1," * 100_000}]', '\n'.join(f'k{n}: 1' for n in range(30_000))],
-    ids=['lists', 'empty merges', 'merges', 'own list', 'own map', 'own merge', 'brackets', 'braces', 'dashes', 'questions',
-         'long list', 'long map'])
+@pytest.mark.parametrize(
+    'text',
+    [
+        bomb(12, '[{}]', '[x, x]'),
+        bomb(12, '{{<<: [{}]}}', '{}'),
+        bomb(12, '{{<<: [{}]}}', '{x: 1}'),
+        'a: &a [*a]',
+        'a: &a {b: *a}',
+        'a: &a {<<: *a}',
+        '[' * 200_000,
+        '{' * 200_000,
+        '- ' * 100_000,
+        '? ' * 100_000,
+        f'a: [{"1," * 100_000}]',
+        '\n'.join(f'k{n}: 1' for n in range(30_000)),
+    ],
+    ids=[
+        'lists',
+        'empty merges',
+        'merges',
+        'own list',
+        'own map',
+        'own merge',
+        'brackets',
+        'braces',
+        'dashes',
+        'questions',
+        'long list',
+        'long map',
+    ],
+)
 def test_a_bomb_is_refused_before_it_grows(text):
     message = fault(text)
     assert any(word in message for word in ('too many', 'too deeply')) and '\n' not in message

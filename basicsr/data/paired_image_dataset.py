@@ -8,7 +8,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from basicsr.data.paths import paired_names, read_meta_info
-from basicsr.data.storage import open_storage
+from basicsr.data.storage import DISK, IoBackend, open_storage
 from basicsr.data.transforms import augment, draw_flips, paired_random_crop
 from basicsr.utils.color import rgb_to_ycbcr
 from basicsr.utils.image import decode_pixels, decoded_size, header_size, scaled_to_float, to_tensor
@@ -32,11 +32,23 @@ class PairedImageDataset(Dataset):
         max_num: use only the first images, sorted by name.
     """
 
-    def __init__(self, dataroot_gt: str, dataroot_lq: str, scale: int, phase: str = 'val',
-                 io_backend: dict = {'type': 'disk'}, filename_tmpl: str = '{}',  # noqa: B006 (never changed)
-                 meta_info_file: str | None = None, gt_size: int | None = None, use_hflip: bool = False,
-                 use_rot: bool = False, color: Literal['rgb', 'y'] | None = None, mean: list[float] | None = None,
-                 std: list[float] | None = None, max_num: int | None = None):
+    def __init__(
+        self,
+        dataroot_gt: str,
+        dataroot_lq: str,
+        scale: int,
+        phase: str = 'val',
+        io_backend: IoBackend = DISK,
+        filename_tmpl: str = '{}',
+        meta_info_file: str | None = None,
+        gt_size: int | None = None,
+        use_hflip: bool = False,
+        use_rot: bool = False,
+        color: Literal['rgb', 'y'] | None = None,
+        mean: list[float] | None = None,
+        std: list[float] | None = None,
+        max_num: int | None = None,
+    ):
         self.gt, self.lq = open_storage(dataroot_gt, io_backend), open_storage(dataroot_lq, io_backend)
         listed = read_meta_info(meta_info_file) if meta_info_file else None
         pairs, self.unpaired = paired_names(self.gt, self.lq, filename_tmpl, listed)
@@ -45,7 +57,8 @@ class PairedImageDataset(Dataset):
         self.use_hflip, self.use_rot, self.mean, self.std = use_hflip, use_rot, mean, std
         if phase == 'train' and (not gt_size or gt_size % scale):
             raise OptionError(
-                f'training needs a gt_size that is a multiple of the scale {scale}, got {gt_size}', ('gt_size',))
+                f'training needs a gt_size that is a multiple of the scale {scale}, got {gt_size}', ('gt_size',)
+            )
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -62,7 +75,7 @@ class PairedImageDataset(Dataset):
             flips = draw_flips(self.use_hflip, self.use_rot, random)
             lq, gt = augment(lq, *flips), augment(gt, *flips)
         else:
-            gt = gt[:lq.shape[0] * self.scale, :lq.shape[1] * self.scale]
+            gt = gt[: lq.shape[0] * self.scale, : lq.shape[1] * self.scale]
             if gt.shape[:2] != (lq.shape[0] * self.scale, lq.shape[1] * self.scale):
                 raise ValueError(f'{gt_path} is smaller than {self.scale} times {lq_path}')
         return {'lq': self._tensor(lq), 'gt': self._tensor(gt), 'lq_path': lq_path, 'gt_path': gt_path}
@@ -83,8 +96,10 @@ class PairedImageDataset(Dataset):
             return str(error)
         wanted = lq[0] * self.scale, lq[1] * self.scale
         if gt != wanted if self.phase == 'train' else (gt[0] < wanted[0] or gt[1] < wanted[1]):
-            return (f'{gt_path} is {gt[0]}x{gt[1]}; {self.scale} times {lq_path} ({lq[0]}x{lq[1]}) '
-                    f'would be {wanted[0]}x{wanted[1]}')
+            return (
+                f'{gt_path} is {gt[0]}x{gt[1]}; {self.scale} times {lq_path} ({lq[0]}x{lq[1]}) '
+                f'would be {wanted[0]}x{wanted[1]}'
+            )
         if self.phase == 'train' and min(gt) < self.gt_size:
             return f'{gt_path} is {gt[0]}x{gt[1]}, smaller than the crop of gt_size {self.gt_size}'
         return ''

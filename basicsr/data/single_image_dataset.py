@@ -6,7 +6,7 @@ from torch.utils.data import Dataset
 
 from basicsr.data.paired_image_dataset import finished_tensor
 from basicsr.data.paths import read_meta_info
-from basicsr.data.storage import open_storage
+from basicsr.data.storage import DISK, IoBackend, open_storage
 from basicsr.utils.image import decode_pixels
 from basicsr.utils.registry import DATASET_REGISTRY, OptionError
 
@@ -18,9 +18,18 @@ class SingleImageDataset(Dataset):
     Args: as of PairedImageDataset.
     """
 
-    def __init__(self, dataroot_lq: str, scale: int = 1, phase: str = 'test', io_backend: dict = {'type': 'disk'},  # noqa: B006
-                 meta_info_file: str | None = None, color: Literal['rgb', 'y'] | None = None,
-                 mean: list[float] | None = None, std: list[float] | None = None, max_num: int | None = None):
+    def __init__(
+        self,
+        dataroot_lq: str,
+        scale: int = 1,
+        phase: str = 'test',
+        io_backend: IoBackend = DISK,
+        meta_info_file: str | None = None,
+        color: Literal['rgb', 'y'] | None = None,
+        mean: list[float] | None = None,
+        std: list[float] | None = None,
+        max_num: int | None = None,
+    ):
         self.lq = open_storage(dataroot_lq, io_backend)
         self.names = (read_meta_info(meta_info_file) if meta_info_file else self.lq.names())[:max_num]
         self.color, self.mean, self.std, self.scale, self.phase = color, mean, std, scale, phase

@@ -1,10 +1,21 @@
 """Where image files lie: a folder, or an LMDB as BasicSR writes it; both give bytes by name."""
 
 import os
+import re
+import threading
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Annotated, Any
+
+import pydantic
 
 from basicsr.utils.image import IMAGE_SUFFIXES
-from basicsr.utils.registry import OptionError
+from basicsr.utils.registry import OptionError, check_arguments, reject_unknown, suggestion
+
+# The handles of LMDBs that this process has opened. LMDB allows one handle of a file in a process and none that was
+# inherited: so data sets share them, and they are closed before a process forks and opened again when next read.
+_environments: dict[str, Any] = {}
+_reading = threading.RLock()
 
 
 class FolderStorage:
@@ -14,11 +25,15 @@ class FolderStorage:
         self.root = Path(root)
         if not self.root.is_dir():
             raise OptionError(f'{root}: no such folder')
+        if (self.root / 'data.mdb').is_file():
+            raise OptionError(f'{root}: is an LMDB, which io_backend: {{type: lmdb}} reads')
 
     def names(self) -> list[str]:
-        found = (Path(folder) / name for folder, _, names in os.walk(self.root, followlinks=True) for name in names)
-        return sorted(path.relative_to(self.root).as_posix() for path in found
-                      if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith('.'))
+        return sorted(
+            path.relative_to(self.root).as_posix()
+            for path in _files(self.root)
+            if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith('.')
+        )
 
     def read(self, name: str) -> bytes:
         """The bytes of one file. Raises ValueError that names it."""
@@ -32,53 +47,93 @@ class FolderStorage:
 
 
 class LmdbStorage:
-    """An LMDB of encoded images: keys are relative paths without `.png`, listed in its meta_info.txt.
-
-    The database is opened in the process that first reads, since its handles must not be inherited or pickled.
-    """
+    """An LMDB of encoded images: keys are relative paths without `.png`, listed in its meta_info.txt."""
 
     def __init__(self, root: str, readonly: bool = True, lock: bool = False, readahead: bool = False):
         self.root = Path(root)
         self.settings = {'readonly': readonly, 'lock': lock, 'readahead': readahead}
         if self.root.suffix != '.lmdb' or not (self.root / 'meta_info.txt').is_file():
             raise OptionError(f'{root}: an LMDB is a folder NAME.lmdb with data.mdb and meta_info.txt')
-        self._opened: tuple[int, object] | None = None
 
     def names(self) -> list[str]:
-        lines = (self.root / 'meta_info.txt').read_text(encoding='utf-8').splitlines()
-        return [line.rpartition('.png (')[0] or line.split('.')[0] for line in lines if line.strip()]
+        try:
+            lines = (self.root / 'meta_info.txt').read_text(encoding='utf-8').splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise OptionError(f'{self.root / "meta_info.txt"}: cannot be read: {error}') from None
+        return [_key(line) for line in lines if line.strip()]
 
     def read(self, name: str) -> bytes:
-        with self._environment().begin(write=False) as transaction:
-            value = transaction.get(name.encode('utf-8'))
+        """The bytes of one image. Raises ValueError that names it."""
+        import lmdb
+
+        try:
+            with _reading, self._environment().begin(write=False) as transaction:
+                value = transaction.get(name.encode('utf-8'))
+        except lmdb.Error as error:
+            raise ValueError(f'{self.path(name)}: cannot be read: {error}') from None
         if value is None:
             raise ValueError(f'{self.path(name)}: the LMDB has no such key')
-        return bytes(value)
+        return value
 
     def path(self, name: str) -> str:
         return f'{self.root}/{name}'
 
-    def _environment(self):
+    def _environment(self) -> Any:
         import lmdb
-        if self._opened is None or self._opened[0] != os.getpid():
-            try:
-                self._opened = (os.getpid(), lmdb.open(str(self.root), subdir=True, max_readers=512, **self.settings))
-            except lmdb.Error as error:
-                raise ValueError(f'{self.root}: cannot be opened as an LMDB: {error}') from None
-        return self._opened[1]
 
-    def __getstate__(self) -> dict:
-        return {**self.__dict__, '_opened': None}
+        place = str(self.root.resolve())
+        if place not in _environments:
+            _environments[place] = lmdb.open(place, subdir=True, max_readers=512, **self.settings)
+        return _environments[place]
+
+
+STORAGES = {'disk': FolderStorage, 'lmdb': LmdbStorage}
+
+
+def checked_backend(io_backend: dict) -> dict:
+    """The options as they are. Raises OptionError for an unknown type, a wrong key or a wrong value."""
+    if 'type' not in io_backend:
+        reject_unknown(io_backend, ['type'], 'option of an io_backend')
+    kind = io_backend.get('type')
+    if kind not in STORAGES:
+        raise OptionError(f'{kind!r} is not a known io_backend; {suggestion(str(kind), STORAGES)}', ('type',))
+    options = {key: value for key, value in io_backend.items() if key != 'type'}
+    check_arguments(STORAGES[kind], options, ('root',), f'option of io_backend {kind}')
+    return io_backend
+
+
+IoBackend = Annotated[dict, pydantic.AfterValidator(checked_backend)]
+DISK = {'type': 'disk'}
 
 
 def open_storage(root: str, io_backend: dict) -> FolderStorage | LmdbStorage:
     """The storage of `root` as `io_backend` (`type: disk` or `type: lmdb` and its settings) says."""
-    options = {key: value for key, value in io_backend.items() if key != 'type'}
-    kinds = {'disk': FolderStorage, 'lmdb': LmdbStorage}
-    kind = io_backend.get('type')
-    if kind not in kinds:
-        raise OptionError(f'{kind!r} is not a known io_backend; known: {", ".join(kinds)}', ('io_backend', 'type'))
-    try:
-        return kinds[kind](root, **options)
-    except TypeError as error:
-        raise OptionError(f'io_backend {kind}: {error}', ('io_backend',)) from None
+    options = {key: value for key, value in checked_backend(io_backend).items() if key != 'type'}
+    return STORAGES[io_backend['type']](root, **options)
+
+
+def _files(root: Path) -> Iterator[Path]:
+    """All files below `root`, through links to folders too, each folder once; hidden folders are passed over."""
+    seen = set()
+    for folder, folders, names in os.walk(root, followlinks=True):
+        place = Path(folder).resolve()
+        folders[:] = [name for name in folders if not name.startswith('.')] if place not in seen else []
+        if place not in seen:
+            yield from (Path(folder) / name for name in names)
+        seen.add(place)
+
+
+def _key(line: str) -> str:
+    """The key in a line `KEY.png (H,W,C) LEVEL` of meta_info.txt, whose size old files leave out."""
+    match = re.fullmatch(r'(.*?)(\.png)?( \([\d, ]+\))?( \d+)?\s*', line)
+    return match[1] if match[2] else match[1].split('.')[0]
+
+
+def _close_environments() -> None:
+    _reading.acquire()
+    while _environments:
+        _environments.popitem()[1].close()
+
+
+if hasattr(os, 'register_at_fork'):
+    os.register_at_fork(before=_close_environments, after_in_parent=_reading.release, after_in_child=_reading.release)

@@ -5,24 +5,29 @@ import random
 import numpy as np
 
 
-def paired_random_crop(lq: np.ndarray, gt: np.ndarray, gt_size: int, scale: int,
-                       rng: random.Random) -> tuple[np.ndarray, np.ndarray]:
+def paired_random_crop(
+    lq: np.ndarray, gt: np.ndarray, gt_size: int, scale: int, rng: random.Random
+) -> tuple[np.ndarray, np.ndarray]:
     """The same random square of both images, (h, w, c) and (h * scale, w * scale, c); gt_size is a side in gt pixels.
 
     Draws top, then left, in lq pixels (BasicSR's order). Raises ValueError if a pair does not match or is too small.
     """
     height, width, size = *lq.shape[:2], gt_size // scale
     if gt.shape[:2] != (height * scale, width * scale):
-        raise ValueError(f'gt is {gt.shape[1]}x{gt.shape[0]}, {scale} times the lq of {width}x{height} would be '
-                         f'{width * scale}x{height * scale}')
+        raise ValueError(
+            f'gt is {gt.shape[1]}x{gt.shape[0]}, {scale} times the lq of {width}x{height} would be '
+            f'{width * scale}x{height * scale}'
+        )
     if min(height, width) < size:
-        raise ValueError(f'the lq image of {width}x{height} is smaller than the crop of {size}x{size} (gt_size {gt_size})')
+        raise ValueError(
+            f'the lq image of {width}x{height} is smaller than the crop of {size}x{size} (gt_size {gt_size})'
+        )
     top, left = rng.randint(0, height - size), rng.randint(0, width - size)
     return crop(lq, top, left, size), crop(gt, top * scale, left * scale, size * scale)
 
 
 def crop(image: np.ndarray, top: int, left: int, size: int) -> np.ndarray:
-    return image[top:top + size, left:left + size]
+    return image[top : top + size, left : left + size]
 
 
 def draw_flips(use_hflip: bool, use_rot: bool, rng: random.Random) -> tuple[bool, bool, bool]:
@@ -42,4 +47,4 @@ def augment(image: np.ndarray, hflip: bool, vflip: bool, transpose: bool) -> np.
 def mod_crop(image: np.ndarray, scale: int) -> np.ndarray:
     """The image without the last rows and columns that `scale` does not divide."""
     height, width = image.shape[:2]
-    return image[:height - height % scale, :width - width % scale]
+    return image[: height - height % scale, : width - width % scale]

@@ -52,10 +52,18 @@ def argument_model(entry: Callable, given: Collection[str]) -> type[pydantic.Bas
 
 
 # What pydantic calls a type -> what the writer of an option file calls it.
-_EXPECTED = {'bool_type': 'true or false', 'dict_type': 'a section of `key: value` lines', 'float_type': 'a number',
-             'int_from_float': 'a whole number', 'int_type': 'a whole number', 'list_type': 'a list',
-             'model_type': 'a section of `key: value` lines', 'none_required': 'empty', 'string_type': 'text',
-             'tuple_type': 'a list'}
+_EXPECTED = {
+    'bool_type': 'true or false',
+    'dict_type': 'a section of `key: value` lines',
+    'float_type': 'a number',
+    'int_from_float': 'a whole number',
+    'int_type': 'a whole number',
+    'list_type': 'a list',
+    'model_type': 'a section of `key: value` lines',
+    'none_required': 'empty',
+    'string_type': 'text',
+    'tuple_type': 'a list',
+}
 
 
 def first_fault(error: pydantic.ValidationError) -> tuple[str, tuple[str, ...]]:
@@ -110,6 +118,7 @@ class Registry:
 
         Raises ValueError when another definition already has that name; the same one again is no fault.
         """
+
         def add(entry: Callable) -> Callable:
             key = name or entry.__name__
             old = self._entries.get(key)
@@ -117,6 +126,7 @@ class Registry:
                 raise ValueError(f'{self.kind} {key!r} is registered twice: {old.__module__} and {entry.__module__}')
             self._entries[key] = entry
             return entry
+
         return add
 
     def names(self) -> list[str]:
@@ -128,8 +138,11 @@ class Registry:
         if name not in self._entries:
             module = self._index().get(name)
             if module is None:
-                raise OptionError(f'{name!r} is not a known {self.kind} (see basicsr/{self.folder}/); '
-                                  f'{suggestion(name, self.names())}', ('type',))
+                raise OptionError(
+                    f'{name!r} is not a known {self.kind} (see basicsr/{self.folder}/); '
+                    f'{suggestion(name, self.names())}',
+                    ('type',),
+                )
             importlib.import_module(module)
         return self._entries[name]
 
@@ -146,7 +159,13 @@ class Registry:
 
     def _split(self, section: dict) -> tuple[Callable, dict]:
         if not isinstance(section, dict) or not isinstance(section.get('type'), str):
-            raise OptionError(f"a {self.kind} needs an option 'type'; {suggestion('', self.names())}", ('type',))
+            misspelt = difflib.get_close_matches('type', map(str, section), n=1) if isinstance(section, dict) else []
+            reject_unknown(
+                [key for key in misspelt if key != 'type'], ['type'], f'option of a section for a {self.kind}'
+            )
+            raise OptionError(
+                f"option 'type' is missing: the name of the {self.kind}; {suggestion('', self.names())}", ('type',)
+            )
         return self.get(section['type']), {k: v for k, v in section.items() if k != 'type'}
 
     def _index(self) -> dict[str, str]:
