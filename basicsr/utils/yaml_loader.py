@@ -1,5 +1,6 @@
 """Option files as dictionaries: safe YAML, `1e-4` a number, a duplicate key an error, the line of every key kept."""
 
+import ast
 import re
 from pathlib import Path
 from typing import Any
@@ -160,7 +161,10 @@ def parse_value(text: str) -> Any:
     if re.fullmatch(r'[-+]?(\d+\.\d*|\.\d+|\d+)([eE][-+]?\d+)?', text):
         return float(text)
     if text.startswith('['):
-        return parse_yaml(f'value: {text}', f'command line, {text!r}')[0]['value']
+        try:
+            return ast.literal_eval(text)  # literals only: what BasicSR's lists are written in
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            return parse_yaml(f'value: {text}', f'command line, {text!r}')[0]['value']
     return text
 
 
