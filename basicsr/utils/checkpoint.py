@@ -1,16 +1,17 @@
-"""Checkpoints: read any of them without running code, say how keys differ, write them so that a crash leaves no torn file."""
+"""Checkpoints: read any of them without running code, say how keys differ, write them whole or not at all."""
 
 import hashlib
 import json
 import os
 import pickle
+import warnings
 import zipfile
 from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
@@ -43,22 +44,23 @@ def read_checkpoint(path: str | Path, verify: bool = True) -> dict:
         if path.suffix == '.safetensors':
             return load_file(path)
         _refuse_zip_bomb(path)
-        content = torch.load(path, map_location='cpu', weights_only=True)
+        with warnings.catch_warnings(action='ignore'):  # torch's, of what an exception says too
+            content = torch.load(path, map_location='cpu', weights_only=True)
+    except CheckpointError:
+        raise
     except pickle.UnpicklingError as error:
-        reason = next(
-            (line.strip() for line in str(error).splitlines() if 'Unsupported' in line or 'GLOBAL' in line), ''
-        )
+        lines = [line.strip() for line in str(error).splitlines() if 'Unsupported' in line or 'GLOBAL' in line]
+        reason = lines[0][:160] if lines else 'not a checkpoint'
         raise CheckpointError(
-            f'{path}: refused, nothing was executed: it holds more than tensors and plain values '
-            f'({reason[:160] or "not a checkpoint"})'
+            f'{path}: refused, nothing was executed: it holds more than tensors and plain values ({reason})'
         ) from None
-    except (RuntimeError, SafetensorError, EOFError, ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
+    except PermissionError as error:
+        raise CheckpointError(f'{path}: cannot be read: {error.strerror}') from None
+    except Exception as error:  # the readers raise a dozen types on damaged bytes; all of them mean this one thing
         if 'TorchScript' in str(error):
             raise CheckpointError(f'{path}: a TorchScript archive is a program and is not loaded') from None
-        size = path.stat().st_size
-        raise CheckpointError(
-            f'{path}: damaged or truncated ({size} bytes): {str(error).splitlines()[0][:160]}'
-        ) from None
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
+        raise CheckpointError(f'{path}: damaged or truncated ({path.stat().st_size} bytes): {reason}') from None
     if not isinstance(content, Mapping):
         raise CheckpointError(f'{path}: holds a {type(content).__name__}, not a dictionary of tensors')
     return dict(content)
@@ -71,7 +73,7 @@ def network_state(content: Mapping, key: str | None, name: str) -> dict[str, Ten
     """
     wanted = [k for k in (key, 'params', *NETWORK_KEYS) if k is not None and isinstance(content.get(k), Mapping)]
     state = content[wanted[0]] if wanted else content
-    tensors = {_bare_name(k): v for k, v in state.items() if isinstance(v, Tensor)}
+    tensors = {_bare_name(k): v for k, v in state.items() if isinstance(v, Tensor) and isinstance(k, str)}
     if not tensors:
         raise CheckpointError(
             f'{name}: no network under {key!r}; the file has: {", ".join(map(str, list(content)[:10]))}'
@@ -80,9 +82,10 @@ def network_state(content: Mapping, key: str | None, name: str) -> dict[str, Ten
 
 
 def load_network(net: nn.Module, state: Mapping[str, Tensor], name: str, strict: bool = True) -> set[str]:
-    """Copy a state dict into a network, through its `from_published` if it has one; returns the names left as they were.
+    """Copy a state dict into a network, through its `from_published` if it has one; returns what was left as it was.
 
-    Not strict: entries that are missing, unknown or of another shape are left out.
+    Not strict: entries that are missing, unknown or of another shape are left out. The network's `optional_entries`
+    are names that it takes but does not keep.
     Raises CheckpointError with the first ten missing, unexpected and mis-shaped names.
     """
     if hasattr(net, 'from_published'):
@@ -92,7 +95,8 @@ def load_network(net: nn.Module, state: Mapping[str, Tensor], name: str, strict:
             raise CheckpointError(f'{name}: {error}') from None
     mine = net.state_dict()
     misshaped = [k for k in state if k in mine and state[k].shape != mine[k].shape]
-    missing, unexpected = [k for k in mine if k not in state], [k for k in state if k not in mine]
+    optional = getattr(net, 'optional_entries', ())
+    missing, unexpected = [k for k in mine if k not in state], [k for k in state if k not in (*mine, *optional)]
     if strict and (missing or unexpected or misshaped):
         shapes = [f'{k} {tuple(state[k].shape)} instead of {tuple(mine[k].shape)}' for k in misshaped]
         raise CheckpointError(
@@ -103,7 +107,7 @@ def load_network(net: nn.Module, state: Mapping[str, Tensor], name: str, strict:
                 if part[1]
             )
         )
-    usable = {k: v for k, v in state.items() if k in mine and k not in misshaped}
+    usable = {k: v for k, v in state.items() if k not in unexpected and k not in misshaped}
     net.load_state_dict(usable, strict=False)
     return {*missing, *misshaped}
 
@@ -118,6 +122,7 @@ def load_pretrained(
         like: where to copy entries from that the file lacks; only of use when the loading is not strict.
     """
     from basicsr.utils.download import local_path
+
     content = read_checkpoint(local_path(source.path), verify)
     missing = load_network(net, network_state(content, key, source.path), source.path, source.strict)
     if like is not None and missing:
@@ -127,17 +132,26 @@ def load_pretrained(
 
 
 def write_checkpoint(path: str | Path, content: dict) -> None:
-    """Write a checkpoint whole or not at all, then enter its checksum in the folder's manifest.
+    """Write a checkpoint whole or not at all, with its checksum in the folder's manifest.
 
-    A .safetensors file takes a flat dictionary of tensors. Raises CheckpointError when the disk refuses.
+    A .safetensors file takes a flat dictionary of tensors. Raises CheckpointError when the disk refuses; then the file
+    that was there before stays, and so does its checksum.
     """
     path = Path(path)
-    if path.suffix == '.safetensors':
-        data = save({k: v.contiguous() for k, v in content.items()})
-        digest = write_atomically(path, lambda file: file.write(data), before=lambda: _enter(path, None))
-    else:
-        digest = write_atomically(path, lambda file: torch.save(content, file), before=lambda: _enter(path, None))
-    _enter(path, {'sha256': digest, 'bytes': path.stat().st_size})
+
+    def write(file: BinaryIO) -> None:
+        if path.suffix == '.safetensors':
+            file.write(save({k: v.contiguous() for k, v in content.items()}))
+        else:
+            torch.save(content, file)
+
+    def enter(finished: Path) -> None:
+        # Before the rename, with what it replaces: at every moment the manifest vouches for the file that is there.
+        replaced = _fingerprint(path) if path.is_file() else None
+        replaced = replaced if replaced in _fingerprints(path) else None
+        _enter(path, _fingerprint(finished) | ({'replaced': replaced} if replaced else {}))
+
+    write_atomically(path, write, before=enter)
 
 
 def remove_checkpoint(path: str | Path) -> None:
@@ -155,19 +169,20 @@ def is_listed(path: str | Path) -> bool:
 def checksum_fault(path: str | Path) -> str:
     """What is wrong with a file according to the manifest beside it; '' if nothing is or none lists it."""
     path = Path(path)
-    entry = _manifest(path.parent).get(path.name)
-    if entry is None:
+    expected = _fingerprints(path)
+    if not expected:
         return ''
     size = path.stat().st_size
-    if size != entry['bytes']:
-        return f'damaged: {size} bytes instead of {entry["bytes"]}'
-    return '' if _digest(path) == entry['sha256'] else 'damaged: its sha256 is not the one in manifest.json'
+    if all(size != one['bytes'] for one in expected):
+        return f'damaged: {size} bytes instead of {expected[0]["bytes"]}'
+    return '' if _fingerprint(path) in expected else f'damaged: its sha256 is not the one in {MANIFEST}'
 
 
-def write_atomically(path: Path, write: Callable[[BinaryIO], Any], before: Callable[[], None] | None = None) -> str:
-    """Write to a temporary file in the same folder, flush it to the disk, then rename; returns the sha256.
+def write_atomically(path: Path, write: Callable[[BinaryIO], Any], before: Callable[[Path], Any] | None = None) -> None:
+    """Write to a temporary file in the same folder, flush it to the disk, then rename.
 
-    `before` runs just before the rename. Raises CheckpointError; what was there before stays.
+    `before` is called with the finished temporary file just before the rename. Raises CheckpointError; what was there
+    before stays.
     """
     temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
     try:
@@ -175,17 +190,16 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], Any], before: Calla
             write(file)
             file.flush()
             os.fsync(file.fileno())
-        digest = _digest(temporary)
         if before is not None:
-            before()
+            before(temporary)
         temporary.replace(path)
         _sync_folder(path.parent)
     except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error).splitlines()[0]
         raise CheckpointError(f'{path}: could not be written: {reason}') from None
     finally:
-        temporary.unlink(missing_ok=True)
-    return digest
+        with suppress(OSError):  # where it could not be made, it cannot be removed
+            temporary.unlink(missing_ok=True)
 
 
 def _enter(path: Path, entry: dict | None) -> None:
@@ -202,12 +216,22 @@ def _manifest(folder: Path) -> dict[str, dict]:
         entries = json.loads((folder / MANIFEST).read_text(encoding='utf-8'))
     except (OSError, ValueError):
         return {}
-    return entries if isinstance(entries, dict) else {}
+    whole = isinstance(entries, dict) and all(
+        isinstance(e, dict) and {'sha256', 'bytes'} <= e.keys() for e in entries.values()
+    )
+    return entries if whole else {}
 
 
-def _digest(path: Path) -> str:
+def _fingerprints(path: Path) -> list[dict]:
+    """Of the files that may be at `path`: the latest, and the one that it was to replace when the process ended."""
+    entry = _manifest(path.parent).get(path.name)
+    latest = [] if entry is None else [{'sha256': entry['sha256'], 'bytes': entry['bytes']}]
+    return latest + ([entry['replaced']] if entry and 'replaced' in entry else [])
+
+
+def _fingerprint(path: Path) -> dict:
     with path.open('rb') as file:
-        return hashlib.file_digest(file, 'sha256').hexdigest()
+        return {'sha256': hashlib.file_digest(file, 'sha256').hexdigest(), 'bytes': path.stat().st_size}
 
 
 def _sync_folder(folder: Path) -> None:
@@ -229,8 +253,8 @@ def _refuse_zip_bomb(path: Path) -> None:
 
 
 def _bare_name(name: str) -> str:
-    for prefix in ('module.', '_orig_mod.'):
-        name = name.removeprefix(prefix)
+    while name.startswith(('module.', '_orig_mod.')):
+        name = name.partition('.')[2]
     return name
 
 
