@@ -22,11 +22,13 @@ def option_parser(description: str) -> argparse.ArgumentParser:
 
 
 def run(main: Callable[[], int]) -> None:
-    """Call `main` and exit with its status; a UserError is said in one line and exits with 2."""
+    """Call `main` and exit with its status; a UserError is said in one line and exits with 2, Ctrl-C with 130."""
     try:
         status = main()
     except UserError as error:
         print(f'Error: {error}', file=sys.stderr)
         status = 2
+    except KeyboardInterrupt:
+        status = 130
     sys.stdout.flush()
     sys.exit(status)

@@ -3,6 +3,9 @@
 Such a torchvision finds no compiled operators for this torch and dies at import with 'operator torchvision::nms does
 not exist', and timm, lpips, spandrel and `accelerate launch` die with it. Declaring the two missing schemas is enough
 for the import; calling the operators still fails, as it must.
+
+A module of its own, outside the package: where another project's `basicsr` comes first on the path, a module inside
+the package could not be found, and torch refuses to be imported when an entry point of this group fails.
 """
 
 import importlib.metadata
