@@ -3,23 +3,25 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import basicsr_torchvision_ops
 
 
-def python(code: str, **environment: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, env={**os.environ, **environment})
+def python(code: str, folder: Path, **environment: str) -> subprocess.CompletedProcess:
+    environment = {**os.environ, **environment}
+    return subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, env=environment, cwd=folder)
 
 
-def test_torchvision_and_what_stands_on_it_can_be_imported():
-    done = python('import torchvision, lpips, spandrel')
+def test_torchvision_and_what_stands_on_it_can_be_imported(tmp_path):
+    done = python('import torchvision, lpips, spandrel', tmp_path)
     assert done.returncode == 0, done.stderr
 
 
 def test_torch_can_be_imported_where_another_basicsr_comes_first(tmp_path):
     (tmp_path / 'basicsr').mkdir()
     (tmp_path / 'basicsr' / '__init__.py').write_text('')
-    done = python('import torch, basicsr; print(basicsr.__file__)', PYTHONPATH=str(tmp_path))
+    done = python('import torch, basicsr; print(basicsr.__file__)', tmp_path, PYTHONPATH=str(tmp_path))
     assert done.returncode == 0, done.stderr
     assert str(tmp_path) in done.stdout
 
