@@ -1,6 +1,7 @@
 """Data sets and loaders from options. What a training sample is depends on (seed, epoch, index) and nothing else."""
 
 import math
+import re
 import time
 from collections.abc import Iterable, Iterator
 
@@ -150,13 +151,12 @@ class CountedBatches:
     def _fetched(self) -> dict:
         try:
             return next(self._batches)
-        except ValueError as error:
-            raise DataError(str(error).strip().splitlines()[-1].removeprefix('ValueError: ')) from None
+        except ValueError as error:  # from a worker, it is a traceback that ends with the message
+            raise DataError(re.sub(r'^[\w.]*Error: ', '', str(error).strip().splitlines()[-1])) from None
         except RuntimeError as error:
-            if 'DataLoader' in str(error):  # a worker died or hung
-                raise DataError(
-                    f'a data worker ended early: {str(error).splitlines()[0]}; try fewer num_worker_per_gpu'
-                ) from None
+            message = str(error).splitlines()[0] if str(error) else ''
+            if message.startswith('DataLoader'):  # a worker died or hung; what it raised itself begins otherwise
+                raise DataError(f'a data worker ended early: {message}; try fewer num_worker_per_gpu') from None
             raise
 
 

@@ -5,13 +5,14 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
 import numpy as np
+from pydantic import PositiveInt
 from torch.utils.data import Dataset
 
-from basicsr.data.paths import paired_names, read_meta_info
+from basicsr.data.paths import measured, paired_names, read_meta_info
 from basicsr.data.storage import DISK, IoBackend, open_storage
 from basicsr.data.transforms import augment, draw_flips, paired_random_crop
 from basicsr.utils.color import rgb_to_ycbcr
-from basicsr.utils.image import decode_pixels, decoded_size, header_size, scaled_to_float, to_tensor
+from basicsr.utils.image import decode_pixels, scaled_to_float, to_tensor
 from basicsr.utils.registry import DATASET_REGISTRY, OptionError
 
 
@@ -41,13 +42,13 @@ class PairedImageDataset(Dataset):
         io_backend: IoBackend = DISK,
         filename_tmpl: str = '{}',
         meta_info_file: str | None = None,
-        gt_size: int | None = None,
+        gt_size: PositiveInt | None = None,
         use_hflip: bool = False,
         use_rot: bool = False,
         color: Literal['rgb', 'y'] | None = None,
         mean: list[float] | None = None,
         std: list[float] | None = None,
-        max_num: int | None = None,
+        max_num: PositiveInt | None = None,
     ):
         self.gt, self.lq = open_storage(dataroot_gt, io_backend), open_storage(dataroot_lq, io_backend)
         listed = read_meta_info(meta_info_file) if meta_info_file else None
@@ -55,6 +56,7 @@ class PairedImageDataset(Dataset):
         self.pairs = pairs[:max_num]
         self.scale, self.phase, self.gt_size, self.color = scale, phase, gt_size, color
         self.use_hflip, self.use_rot, self.mean, self.std = use_hflip, use_rot, mean, std
+        check_normalisation(color, mean, std)
         if phase == 'train' and (not gt_size or gt_size % scale):
             raise OptionError(
                 f'training needs a gt_size that is a multiple of the scale {scale}, got {gt_size}', ('gt_size',)
@@ -89,9 +91,7 @@ class PairedImageDataset(Dataset):
     def _fault(self, gt_name: str, lq_name: str, thorough: bool) -> str:
         gt_path, lq_path = self.gt.path(gt_name), self.lq.path(lq_name)
         try:
-            measure = decoded_size if thorough else header_size
-            gt = measure(self.gt.read(gt_name), gt_path)
-            lq = measure(self.lq.read(lq_name), lq_path)
+            gt, lq = measured(self.gt, gt_name, thorough), measured(self.lq, lq_name, thorough)
         except ValueError as error:
             return str(error)
         wanted = lq[0] * self.scale, lq[1] * self.scale
@@ -106,6 +106,16 @@ class PairedImageDataset(Dataset):
 
     def _tensor(self, pixels: np.ndarray):
         return finished_tensor(pixels, self.color, self.mean, self.std)
+
+
+def check_normalisation(color: str | None, mean: list[float] | None, std: list[float] | None) -> None:
+    """Raise OptionError unless mean and std have a value for each channel, and std no 0."""
+    channels = 1 if color == 'y' else 3
+    for key, values in (('mean', mean), ('std', std)):
+        if values is not None and len(values) != channels:
+            raise OptionError(f'{key} needs {channels} values, one for each channel, got {values}', (key,))
+    if std is not None and 0 in std:
+        raise OptionError(f'std divides: it cannot be 0, got {std}', ('std',))
 
 
 def finished_tensor(pixels: np.ndarray, color: str | None, mean: list[float] | None, std: list[float] | None):

@@ -1,49 +1,113 @@
 """Which lq image belongs to which gt image: by name, never by position."""
 
+import re
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
 from basicsr.data.storage import FolderStorage, LmdbStorage
+from basicsr.utils.image import IMAGE_SUFFIXES, decoded_size, header_size
 from basicsr.utils.registry import OptionError
 
 Storage = FolderStorage | LmdbStorage
 
+HEADER_BYTES = 1 << 16  # enough for nearly every image file; the others are read whole
+
 
 def read_meta_info(path: str) -> list[str]:
-    """The image names of a list file: `NAME (h,w,c)` or `NAME` in each line; names may hold spaces."""
-    lines = Path(path).read_text(encoding='utf-8').splitlines()
-    return [line.rpartition(' (')[0] or line.strip() for line in lines if line.strip()]
+    """The image names of a list file: `NAME (h,w,c)` or `NAME` in each line; names may hold spaces.
+
+    Raises OptionError for a file that is no such list.
+    """
+    try:
+        lines = Path(path).read_text(encoding='utf-8').splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise OptionError(f'{path}: cannot be read as a list of images: {error}', ('meta_info_file',)) from None
+    names = [re.fullmatch(r'\s*(.*?)( \(\d[\d, ]*\)( \d+)?)?\s*', line)[1] for line in lines if line.strip()]
+    if not names:
+        raise OptionError(f'{path}: lists no images', ('meta_info_file',))
+    return names
+
+
+def present_names(storage: Storage, listed: Iterable[str] | None) -> tuple[list[str], list[str]]:
+    """The names to use, sorted or in the order of a list, and what is wrong with those that are listed but not there.
+
+    A list may name images with another suffix than theirs, as LMDB keys have none. Raises OptionError if there are no
+    images.
+    """
+    names = storage.names()
+    if not names:
+        raise OptionError(f'{storage.root}: holds no images')
+    if listed is None:
+        return names, []
+    exact, by_stem = set(names), {_stem(name): name for name in names}
+    found = {name: name if name in exact else by_stem.get(_stem(name)) for name in listed}
+    present = [name for name in found.values() if name is not None]
+    return present, [f'{storage.path(name)}: listed, but not there' for name, there in found.items() if there is None]
 
 
 def paired_names(
     gt: Storage, lq: Storage, template: str, listed: Iterable[str] | None = None
 ) -> tuple[list[tuple[str, str]], list[str]]:
-    """(gt name, lq name) of every pair, sorted by gt name unless a list gives the order; what is wrong with the others.
+    """(gt name, lq name) of every pair, sorted by gt name unless a list gives the order; what is wrong with others.
 
-    The lq of `a/b.png` is `a/` + template.format('b') with any image suffix (for lists also without `a/`, as in BasicSR).
-    An image without a partner is a fault on either side. Raises OptionError if there are no images.
+    The lq of `a/b.png` is `a/` + template.format('b') with any image suffix (for lists also without `a/`, as BasicSR
+    has it). An image without a partner is a fault on either side, and so are two with one name but for the suffix.
+    Raises OptionError if there are no images.
     """
-    gt_names, lq_names = gt.names() if listed is None else list(listed), lq.names()
-    by_stem = {_stem(name): name for name in lq_names}
-    pairs, alone = [], []
+    _check_template(template)
+    gt_names, faults = present_names(gt, listed)
+    lq_names, _ = present_names(lq, None)
+    by_stem, pairs = {_stem(name): name for name in lq_names}, []
     for name in gt_names:
-        stem = PurePosixPath(_stem(name))
-        wanted = template.format(stem.name)
-        partner = by_stem.get(str(stem.with_name(wanted))) or (by_stem.get(wanted) if listed is not None else None)
+        folder, _, stem = _stem(name).rpartition('/')
+        wanted = template.format(stem)
+        partner = by_stem.get(f'{folder}/{wanted}' if folder else wanted) or (
+            by_stem.get(wanted) if listed is not None else None
+        )
         if partner is None:
-            alone.append(f'{gt.path(name)}: without a partner, there is no {wanted}.* in {lq.root}')
+            faults.append(f'{gt.path(name)}: without a partner, there is no {wanted}.* in {lq.root}')
         else:
             pairs.append((name, partner))
+    stems = {_stem(partner) for _, partner in pairs}
+    faults += [*_twins(gt, gt_names), *_twins(lq, [name for name in lq_names if _stem(name) in stems])]
     if listed is None:
-        used = {partner for _, partner in pairs}
-        alone += [f'{lq.path(name)}: without a partner in {gt.root}' for name in lq_names if name not in used]
-    if not pairs and not alone:
-        raise OptionError(f'{gt.root}: holds no images')
-    return pairs, alone
+        faults += [f'{lq.path(name)}: without a partner in {gt.root}' for name in lq_names if _stem(name) not in stems]
+    return pairs, faults
+
+
+def measured(storage: Storage, name: str, thorough: bool) -> tuple[int, int]:
+    """(width, height) of an image, from its header or from decoding it. Raises ValueError that names it."""
+    path = storage.path(name)
+    if thorough:
+        return decoded_size(storage.read(name), path)
+    try:
+        return header_size(storage.read(name, HEADER_BYTES), path)
+    except ValueError:
+        return header_size(storage.read(name), path)
+
+
+def _check_template(template: str) -> None:
+    try:
+        useful = template.format('a') != template.format('b')
+    except (ValueError, LookupError, AttributeError):
+        useful = False
+    if not useful:
+        raise OptionError(
+            f"{template!r}: a template holds '{{}}' for the gt's name, as in '{{}}x4'", ('filename_tmpl',)
+        )
+
+
+def _twins(storage: Storage, names: list[str]) -> list[str]:
+    """Images that the pairing by stems cannot tell apart."""
+    first = {}
+    return [
+        f'{storage.path(name)}: {storage.path(first[_stem(name)])} has the same name but for the suffix'
+        for name in dict.fromkeys(names)
+        if first.setdefault(_stem(name), name) != name
+    ]
 
 
 def _stem(name: str) -> str:
     """A relative path without its image suffix; LMDB keys have none and may contain dots."""
     path = PurePosixPath(name)
-    known = path.suffix.lower() in ('.png', '.jpg', '.jpeg', '.webp', '.tif', '.tiff', '.bmp')
-    return str(path.with_suffix('')) if known else name
+    return str(path.with_suffix('')) if path.suffix.lower() in IMAGE_SUFFIXES else name

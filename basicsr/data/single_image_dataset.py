@@ -1,14 +1,16 @@
 """Images without ground truth."""
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
+from pydantic import PositiveInt
 from torch.utils.data import Dataset
 
-from basicsr.data.paired_image_dataset import finished_tensor
-from basicsr.data.paths import read_meta_info
+from basicsr.data.paired_image_dataset import check_normalisation, finished_tensor
+from basicsr.data.paths import measured, present_names, read_meta_info
 from basicsr.data.storage import DISK, IoBackend, open_storage
 from basicsr.utils.image import decode_pixels
-from basicsr.utils.registry import DATASET_REGISTRY, OptionError
+from basicsr.utils.registry import DATASET_REGISTRY
 
 
 @DATASET_REGISTRY.register()
@@ -28,13 +30,13 @@ class SingleImageDataset(Dataset):
         color: Literal['rgb', 'y'] | None = None,
         mean: list[float] | None = None,
         std: list[float] | None = None,
-        max_num: int | None = None,
+        max_num: PositiveInt | None = None,
     ):
         self.lq = open_storage(dataroot_lq, io_backend)
-        self.names = (read_meta_info(meta_info_file) if meta_info_file else self.lq.names())[:max_num]
+        names, self.absent = present_names(self.lq, read_meta_info(meta_info_file) if meta_info_file else None)
+        self.names = names[:max_num]
         self.color, self.mean, self.std, self.scale, self.phase = color, mean, std, scale, phase
-        if not self.names:
-            raise OptionError(f'{dataroot_lq}: holds no images', ('dataroot_lq',))
+        check_normalisation(color, mean, std)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -43,3 +45,16 @@ class SingleImageDataset(Dataset):
         path = self.lq.path(self.names[index])
         pixels = decode_pixels(self.lq.read(self.names[index]), path)
         return {'lq': finished_tensor(pixels, self.color, self.mean, self.std), 'lq_path': path}
+
+    def faults(self, thorough: bool) -> list[str]:
+        """What is wrong with each image that cannot be used; `thorough` decodes whole images, else headers are read."""
+        with ThreadPoolExecutor() as pool:
+            found = pool.map(lambda name: self._fault(name, thorough), self.names)
+            return [*self.absent, *(fault for fault in found if fault)]
+
+    def _fault(self, name: str, thorough: bool) -> str:
+        try:
+            measured(self.lq, name, thorough)
+        except ValueError as error:
+            return str(error)
+        return ''

@@ -35,10 +35,11 @@ class FolderStorage:
             if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith('.')
         )
 
-    def read(self, name: str) -> bytes:
-        """The bytes of one file. Raises ValueError that names it."""
+    def read(self, name: str, limit: int = -1) -> bytes:
+        """The bytes of one file, the first `limit` of them if that is given. Raises ValueError that names it."""
         try:
-            return (self.root / name).read_bytes()
+            with (self.root / name).open('rb') as file:
+                return file.read(limit)
         except OSError as error:
             raise ValueError(f'{self.path(name)}: {error.strerror}') from None
 
@@ -62,8 +63,8 @@ class LmdbStorage:
             raise OptionError(f'{self.root / "meta_info.txt"}: cannot be read: {error}') from None
         return [_key(line) for line in lines if line.strip()]
 
-    def read(self, name: str) -> bytes:
-        """The bytes of one image. Raises ValueError that names it."""
+    def read(self, name: str, limit: int = -1) -> bytes:
+        """The bytes of one image, the first `limit` of them if that is given. Raises ValueError that names it."""
         import lmdb
 
         try:
@@ -73,7 +74,7 @@ class LmdbStorage:
             raise ValueError(f'{self.path(name)}: cannot be read: {error}') from None
         if value is None:
             raise ValueError(f'{self.path(name)}: the LMDB has no such key')
-        return value
+        return value if limit < 0 else value[:limit]
 
     def path(self, name: str) -> str:
         return f'{self.root}/{name}'

@@ -9,8 +9,10 @@ import torch
 
 
 def derived_seed(*numbers: int) -> int:
-    """One 63-bit seed from several non-negative integers; nearby arguments give unrelated seeds."""
-    high, low = np.random.SeedSequence(numbers).generate_state(2, np.uint32)
+    """One 63-bit seed from several integers below 2^64; nearby arguments, and more or fewer, give unrelated seeds."""
+    # SeedSequence pads with zeros: without their count, (s,) and (s, 0) would be one seed.
+    words = [word for number in numbers for word in (number & 0xFFFFFFFF, number >> 32)]
+    high, low = np.random.SeedSequence([len(numbers), *words]).generate_state(2, np.uint32)
     return (int(high) << 31) ^ int(low)
 
 
