@@ -3,6 +3,7 @@
 """
 
 import math
+from collections import OrderedDict
 
 import torch
 from einops import rearrange
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from basicsr.archs.blocks.attention import grouped_attention
+from basicsr.archs.blocks.attention import exact_type, grouped_attention
 from basicsr.archs.blocks.conv import conv3, pixel_shuffles, residual_conv
 from basicsr.archs.blocks.windows import relative_position_bias, relative_position_index, take_rows, window_plan
 from basicsr.utils.registry import ARCH_REGISTRY
@@ -77,18 +78,23 @@ class ATD(nn.Module):
         self.register_buffer('mean', mean.view(1, -1, 1, 1), persistent=False)
         # Other programs recognise the network by this buffer; the layers compute with the plan's index.
         self.register_buffer('relative_position_index_SA', relative_position_index(window_size))
-        if ape:
-            self.absolute_pos_embed = nn.Parameter(torch.zeros(1, (img_size // patch_size) ** 2, embed_dim))
+        side = img_size // patch_size
+        self.absolute_pos_embed = nn.Parameter(torch.zeros(1, side**2, embed_dim)) if ape else None
         self.conv_first = nn.Conv2d(in_chans, embed_dim, 3, padding=1)
-        self.patch_embed = nn.Module()
-        if patch_norm:
-            self.patch_embed.norm = nn.LayerNorm(embed_dim)
+        self.patch_embed = nn.Sequential(OrderedDict({'norm': nn.LayerNorm(embed_dim)} if patch_norm else {}))
         options = {
-            'dim': embed_dim, 'window_size': window_size, 'category_size': category_size, 'num_tokens': num_tokens,
-            'reduced_dim': reducted_dim, 'kernel_size': convffn_kernel_size, 'hidden': int(embed_dim * mlp_ratio),
-            'qkv_bias': qkv_bias}
+            'dim': embed_dim,
+            'window_size': window_size,
+            'category_size': category_size,
+            'num_tokens': num_tokens,
+            'reduced_dim': reducted_dim,
+            'kernel_size': convffn_kernel_size,
+            'hidden': int(embed_dim * mlp_ratio),
+            'qkv_bias': qkv_bias,
+        }
         self.layers = nn.ModuleList(
-            Block(depth, heads, resi_connection, options) for depth, heads in zip(depths, num_heads))
+            Block(depth, heads, resi_connection, options) for depth, heads in zip(depths, num_heads)
+        )
         self.norm = nn.LayerNorm(embed_dim)
         self.conv_after_body = residual_conv(embed_dim, resi_connection)
         self.scale = self._build_head(upsampler, upscale, embed_dim, in_chans)
@@ -102,7 +108,12 @@ class ATD(nn.Module):
         if upsampler == 'pixelshuffledirect':
             self.upsample = nn.Sequential(conv3(dim, upscale**2 * out_chans), nn.PixelShuffle(upscale))
             return upscale
-        if upsampler not in ('pixelshuffle', 'nearest+conv'):
+        if upsampler not in ('pixelshuffle', 'nearest+conv', ''):
+            raise ValueError(
+                "upsampler must be 'pixelshuffle', 'pixelshuffledirect', 'nearest+conv' or '' (none), "
+                f'got {upsampler!r}'
+            )
+        if not upsampler:
             self.conv_last = conv3(dim, out_chans)
             return 1
         self.conv_before_upsample = nn.Sequential(conv3(dim, 64), nn.LeakyReLU(0.01))
@@ -120,8 +131,10 @@ class ATD(nn.Module):
         """A published state dict, unchanged, or ValueError if it belongs to the incompatible ATD v2."""
         is_v1 = any(name.endswith(('.sigma', 'attn_aca.logit_scale')) for name in state)
         if not is_v1 and any(name.endswith('.fc_td.weight') for name in state):
-            raise ValueError('these are weights of ATD v2 (CVL-UESTC, 2026), another network; this project implements '
-                             'ATD v1 (CVPR 2024, LabShuHangGU)')
+            raise ValueError(
+                'these are weights of ATD v2 (CVL-UESTC, 2026), another network; this project implements '
+                'ATD v1 (CVPR 2024, LabShuHangGU)'
+            )
         return state
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
@@ -136,20 +149,19 @@ class ATD(nn.Module):
         x = (mirror_pad(lq, self.window_size) - self.mean) * self.img_range
         shallow = self.conv_first(x)
         features = self.conv_after_body(self._body(shallow)) + shallow
-        out = self._reconstruct(features) if self.scale > 1 or self.upsampler else x + self.conv_last(features)
+        out = self._enlarge(features) if self.upsampler else x + self.conv_last(features)
         out = out / self.img_range + self.mean
-        return out[..., :h * self.scale, :w * self.scale]
+        return out[..., : h * self.scale, : w * self.scale]
 
     def _body(self, features: Tensor) -> Tensor:
         size = features.shape[-2:]
         x = rearrange(features, 'b c h w -> b (h w) c').contiguous()
-        if hasattr(self.patch_embed, 'norm'):
-            x = self.patch_embed.norm(x)
-        if hasattr(self, 'absolute_pos_embed'):
+        x = self.patch_embed(x)
+        if self.absolute_pos_embed is not None:
             x = x + self._position_embedding(size)
         for i, block in enumerate(self.layers):
             if i < self.checkpointed and torch.is_grad_enabled():
-                x = checkpoint(block, x, size, use_reentrant=False)
+                x = checkpoint(block, x, size, use_reentrant=False, preserve_rng_state=False)
             else:
                 x = block(x, size)
         return rearrange(self.norm(x), 'b (h w) c -> b c h w', h=size[0])
@@ -158,11 +170,13 @@ class ATD(nn.Module):
         wanted = self.absolute_pos_embed.shape[1]
         if size[0] * size[1] != wanted:
             side = math.isqrt(wanted)
-            raise ValueError(f'this network has absolute position embeddings (ape) for a padded input of {side}x{side} '
-                             f'pixels only, got {size[0]}x{size[1]}')
+            raise ValueError(
+                f'this network has absolute position embeddings (ape) for a padded input of {side}x{side} '
+                f'pixels only, got {size[0]}x{size[1]}'
+            )
         return self.absolute_pos_embed
 
-    def _reconstruct(self, features: Tensor) -> Tensor:
+    def _enlarge(self, features: Tensor) -> Tensor:
         if self.upsampler == 'pixelshuffledirect':
             return self.upsample(features)
         x = self.conv_before_upsample(features)
@@ -193,10 +207,11 @@ class LayerGroup(nn.Module):
         super().__init__()
         self.td = nn.Parameter(torch.randn(options['num_tokens'], options['dim']))
         self.layers = nn.ModuleList(
-            Layer(heads, shifted=i % 2 == 1, refines=i < depth - 1, **options) for i in range(depth))
+            Layer(heads, shifted=i % 2 == 1, refines=i < depth - 1, **options) for i in range(depth)
+        )
 
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
-        dictionary = self.td.expand(len(x), -1, -1)
+        dictionary = self.td.repeat(len(x), 1, 1)
         for layer in self.layers:
             x, dictionary = layer(x, dictionary, size)
         return x
@@ -209,8 +224,20 @@ class Layer(nn.Module):
     hands the dictionary on as it is.
     """
 
-    def __init__(self, heads: int, shifted: bool, refines: bool, dim: int, window_size: int, category_size: int,
-                 num_tokens: int, reduced_dim: int, kernel_size: int, hidden: int, qkv_bias: bool):
+    def __init__(
+        self,
+        heads: int,
+        shifted: bool,
+        refines: bool,
+        dim: int,
+        window_size: int,
+        category_size: int,
+        num_tokens: int,
+        reduced_dim: int,
+        kernel_size: int,
+        hidden: int,
+        qkv_bias: bool,
+    ):
         super().__init__()
         self.refines = refines
         if refines:
@@ -237,10 +264,10 @@ class Layer(nn.Module):
         """Move every entry towards the tokens that resemble it most: (b, M, c), (b, n, M), (b, n, c) -> (b, M, c)."""
         # An instance norm over tokens is a batch norm of columns (sample, entry): no transposed copy for one sample.
         columns = rearrange(similarity, 'b n m -> n (b m)')
-        weight, bias = (p.float().repeat(len(x)) for p in (self.norm3.weight, self.norm3.bias))
+        weight, bias = (p.to(columns.dtype).repeat(len(x)) for p in (self.norm3.weight, self.norm3.bias))
         normed = F.batch_norm(columns, None, None, weight, bias, training=True, eps=self.norm3.eps)
         attention = rearrange(normed.softmax(0), 'n (b m) -> b m n', b=len(x))
-        gate = self.sigma.float().sigmoid()
+        gate = self.sigma.to(columns.dtype).sigmoid()
         return gate * dictionary + (1 - gate) * (attention.to(x.dtype) @ x)
 
 
@@ -261,9 +288,12 @@ class WindowAttention(nn.Module):
         windows = rearrange(rows, '(g n) c -> g n c', n=self.window_size**2)
         bias = relative_position_bias(self.relative_position_bias_table, self.window_size)
         parts = windows.split([count for count, _ in plan.groups])
-        out = torch.cat([
-            grouped_attention(part, self.heads, self.scale, bias if mask is None else bias + mask)
-            for part, (_, mask) in zip(parts, plan.groups)])
+        out = torch.cat(
+            [
+                grouped_attention(part, self.heads, self.scale, bias if mask is None else bias + mask)
+                for part, (_, mask) in zip(parts, plan.groups)
+            ]
+        )
         return self.proj(take_rows(out.flatten(0, 1), plan.inverse, plan.order).view(*qkv.shape[:2], -1))
 
 
@@ -285,9 +315,10 @@ class DictionaryAttention(nn.Module):
 
     def similarity(self, y: Tensor, dictionary: Tensor) -> Tensor:
         """Softmax over the entries, in float32 whatever the mode: rounded to bfloat16, whole categories would tie."""
-        with torch.autocast(y.device.type, enabled=False):
-            q, k = (F.normalize(linear_float32(w, x), dim=-1) for w, x in ((self.wq, y), (self.wk, dictionary)))
-            temperature = 1 + self.scale.float().clamp(0, 1) * self.sharpness
+        kind = y.device.type
+        with torch.autocast(kind if torch.amp.is_autocast_available(kind) else 'cpu', enabled=False):
+            q, k = (F.normalize(exact_linear(w, x), dim=-1) for w, x in ((self.wq, y), (self.wk, dictionary)))
+            temperature = 1 + self.scale.to(q.dtype).clamp(0, 1) * self.sharpness
             return (q @ k.transpose(1, 2) * temperature).softmax(-1)
 
 
@@ -307,8 +338,8 @@ class CategoryAttention(nn.Module):
         place = torch.empty_like(order).scatter_(0, order, torch.arange(b * n, device=order.device))
         rows = take_rows(qkv.flatten(0, 1), order, place).view(b, n, -1)
         if missing := -n % group:  # the last group is filled with its own tokens, mirrored
-            rows = torch.cat([rows, rows[:, n - missing:].flip(1)], 1)
-        scale = self.logit_scale.float().clamp(max=math.log(100)).exp().to(qkv.dtype)
+            rows = torch.cat([rows, rows[:, n - missing :].flip(1)], 1)
+        scale = self.logit_scale.squeeze().to(exact_type(qkv.dtype)).clamp(max=math.log(100)).exp()
         out = grouped_attention(rows.reshape(-1, group, rows.shape[-1]), self.heads, scale)
         out = out.reshape(b, n + missing, -1)[:, :n].flatten(0, 1)
         return self.proj(take_rows(out, place, order).view(b, n, -1))
@@ -325,15 +356,14 @@ class ConvFFN(nn.Module):
     def __init__(self, dim: int, hidden: int, kernel_size: int):
         super().__init__()
         self.fc1 = nn.Linear(dim, hidden)
-        self.dwconv = nn.Module()
         conv = nn.Conv2d(hidden, hidden, kernel_size, padding=kernel_size // 2, groups=hidden)
-        self.dwconv.depthwise_conv = nn.Sequential(conv, nn.GELU())
+        self.dwconv = nn.Sequential(OrderedDict(depthwise_conv=nn.Sequential(conv, nn.GELU())))
         self.fc2 = nn.Linear(hidden, dim)
 
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         u = F.gelu(self.fc1(x))
         image = rearrange(u, 'b (h w) c -> b c h w', h=size[0])  # a view: tokens are channels-last memory
-        return self.fc2(u + rearrange(self.dwconv.depthwise_conv(image), 'b c h w -> b (h w) c'))
+        return self.fc2(u + rearrange(self.dwconv(image), 'b c h w -> b (h w) c'))
 
 
 def mirror_pad(x: Tensor, multiple: int) -> Tensor:
@@ -345,9 +375,10 @@ def mirror_pad(x: Tensor, multiple: int) -> Tensor:
     return x
 
 
-def linear_float32(linear: nn.Linear, x: Tensor) -> Tensor:
-    bias = None if linear.bias is None else linear.bias.float()
-    return F.linear(x.float(), linear.weight.float(), bias)
+def exact_linear(linear: nn.Linear, x: Tensor) -> Tensor:
+    """linear(x) computed in float32 at least, whatever the types of both."""
+    exact = exact_type(x.dtype)
+    return F.linear(x.to(exact), linear.weight.to(exact), None if linear.bias is None else linear.bias.to(exact))
 
 
 def initialise(module: nn.Module) -> None:

@@ -110,7 +110,7 @@ class CategoryAttention(nn.Module):
         back = order.argsort(-1)
         rows = torch.gather(qkv, 1, order.unsqueeze(-1).expand(-1, -1, c3))
         padding = groups * gs - n
-        rows = torch.cat([rows, rows[:, n - padding:].flip(1)], 1)
+        rows = torch.cat([rows, rows[:, n - padding :].flip(1)], 1)
         rows = rows.reshape(b, groups, gs, 3, self.heads, c3 // 3 // self.heads)
         q, k, v = rows.permute(3, 0, 1, 4, 2, 5)
         attention = q @ k.transpose(-2, -1)
@@ -125,7 +125,9 @@ class DepthwiseConv(nn.Module):
 
     def __init__(self, dim, kernel):
         super().__init__()
-        self.depthwise_conv = nn.Sequential(nn.Conv2d(dim, dim, kernel, padding=(kernel - 1) // 2, groups=dim), nn.GELU())
+        self.depthwise_conv = nn.Sequential(
+            nn.Conv2d(dim, dim, kernel, padding=(kernel - 1) // 2, groups=dim), nn.GELU()
+        )
 
     def forward(self, x, size):
         image = x.transpose(1, 2).contiguous().view(x.shape[0], x.shape[2], *size)
@@ -196,10 +198,11 @@ class Group(nn.Module):
         self.td = nn.Parameter(torch.randn(num_tokens, dim))
         self.layers = nn.ModuleList(
             Layer(dim, heads, ws, ws // 2 if i % 2 else 0, num_tokens=num_tokens, last=i == depth - 1, **options)
-            for i in range(depth))
+            for i in range(depth)
+        )
 
     def forward(self, x, size, index, mask):
-        dictionary = self.td.expand(x.shape[0], -1, -1)
+        dictionary = self.td.repeat(x.shape[0], 1, 1)
         for layer in self.layers:
             x, dictionary = layer(x, dictionary, size, index, mask)
         return x
@@ -209,8 +212,12 @@ def residual_conv(dim, kind):
     if kind == '1conv':
         return nn.Conv2d(dim, dim, 3, padding=1)
     return nn.Sequential(
-        nn.Conv2d(dim, dim // 4, 3, padding=1), nn.LeakyReLU(0.2), nn.Conv2d(dim // 4, dim // 4, 1),
-        nn.LeakyReLU(0.2), nn.Conv2d(dim // 4, dim, 3, padding=1))
+        nn.Conv2d(dim, dim // 4, 3, padding=1),
+        nn.LeakyReLU(0.2),
+        nn.Conv2d(dim // 4, dim // 4, 1),
+        nn.LeakyReLU(0.2),
+        nn.Conv2d(dim // 4, dim, 3, padding=1),
+    )
 
 
 class Block(nn.Module):
@@ -242,24 +249,56 @@ class PatchEmbed(nn.Module):
 class ATDReference(nn.Module):
     """(b, in_chans, h, w) -> (b, in_chans, h * scale, w * scale); the arguments are those of `ATD`."""
 
-    def __init__(self, img_size=64, patch_size=1, in_chans=3, embed_dim=90, depths=(6, 6, 6, 6), num_heads=(6, 6, 6, 6),
-                 window_size=8, category_size=128, num_tokens=64, reducted_dim=4, convffn_kernel_size=5, mlp_ratio=2.0,
-                 qkv_bias=True, ape=False, patch_norm=True, use_checkpoint=False, upscale=2, img_range=1.0,
-                 upsampler='', resi_connection='1conv'):
+    def __init__(
+        self,
+        img_size=64,
+        patch_size=1,
+        in_chans=3,
+        embed_dim=90,
+        depths=(6, 6, 6, 6),
+        num_heads=(6, 6, 6, 6),
+        window_size=8,
+        category_size=128,
+        num_tokens=64,
+        reducted_dim=4,
+        convffn_kernel_size=5,
+        mlp_ratio=2.0,
+        qkv_bias=True,
+        ape=False,
+        patch_norm=True,
+        use_checkpoint=False,
+        upscale=2,
+        img_range=1.0,
+        upsampler='',
+        resi_connection='1conv',
+    ):
         super().__init__()
         self.ws, self.img_range, self.upsampler = window_size, img_range, upsampler
         self.scale = upscale if upsampler in ('pixelshuffle', 'pixelshuffledirect', 'nearest+conv') else 1
-        self.mean = torch.tensor([0.4488, 0.4371, 0.4040]).view(1, 3, 1, 1) if in_chans == 3 else torch.zeros(1, 1, 1, 1)
+        self.mean = (
+            torch.tensor([0.4488, 0.4371, 0.4040]).view(1, 3, 1, 1) if in_chans == 3 else torch.zeros(1, 1, 1, 1)
+        )
         self.register_buffer('relative_position_index_SA', position_index(window_size))
         if ape:
             self.absolute_pos_embed = nn.Parameter(torch.zeros(1, (img_size // patch_size) ** 2, embed_dim))
         self.conv_first = nn.Conv2d(in_chans, embed_dim, 3, padding=1)
         self.patch_embed = PatchEmbed(embed_dim, patch_norm)
         self.layers = nn.ModuleList(
-            Block(embed_dim, resi_connection, depth=depth, heads=heads, ws=window_size, num_tokens=num_tokens,
-                  category_size=category_size, reduced=reducted_dim, kernel=convffn_kernel_size, ratio=mlp_ratio,
-                  bias=qkv_bias)
-            for depth, heads in zip(depths, num_heads))
+            Block(
+                embed_dim,
+                resi_connection,
+                depth=depth,
+                heads=heads,
+                ws=window_size,
+                num_tokens=num_tokens,
+                category_size=category_size,
+                reduced=reducted_dim,
+                kernel=convffn_kernel_size,
+                ratio=mlp_ratio,
+                bias=qkv_bias,
+            )
+            for depth, heads in zip(depths, num_heads)
+        )
         self.norm = nn.LayerNorm(embed_dim)
         self.conv_after_body = residual_conv(embed_dim, resi_connection)
         if upsampler == 'pixelshuffle':
@@ -270,7 +309,8 @@ class ATDReference(nn.Module):
             self.conv_last = nn.Conv2d(64, in_chans, 3, padding=1)
         elif upsampler == 'pixelshuffledirect':
             self.upsample = nn.Sequential(
-                nn.Conv2d(embed_dim, upscale**2 * in_chans, 3, padding=1), nn.PixelShuffle(upscale))
+                nn.Conv2d(embed_dim, upscale**2 * in_chans, 3, padding=1), nn.PixelShuffle(upscale)
+            )
         elif upsampler == 'nearest+conv':
             self.conv_before_upsample = nn.Sequential(nn.Conv2d(embed_dim, 64, 3, padding=1), nn.LeakyReLU(0.01))
             self.conv_up1 = nn.Conv2d(64, 64, 3, padding=1)
@@ -310,4 +350,4 @@ class ATDReference(nn.Module):
         else:
             out = x + self.conv_last(f)
         out = out / self.img_range + mean
-        return out[:, :, :h * self.scale, :w * self.scale]
+        return out[:, :, : h * self.scale, : w * self.scale]

@@ -9,17 +9,23 @@ from torch.nn import functional as F
 CHUNK = 2**18  # logits computed at a time in the backward pass: 1 MiB of float32, what a core's cache holds
 
 
+def exact_type(dtype: torch.dtype) -> torch.dtype:
+    """The type for sums and exponentials of numbers of `dtype`: float32 at least."""
+    return torch.promote_types(dtype, torch.float32)
+
+
 def grouped_attention(rows: Tensor, heads: int, scale: Tensor | float, bias: Tensor | None = None) -> Tensor:
     """softmax(q k^T * scale + bias) v in every group and head.
 
-    Shape: rows (g, n, 3 * dim) in the order q, k, v, each split into heads; bias (heads, n, n) -> (g, n, dim).
+    Shape: rows (g, n, 3 * dim) in the order q, k, v, each split into heads; scale without axes, so that it promotes no
+    type; bias (heads, n, n) -> (g, n, dim).
     """
     if bias is not None:
         bias = bias.to(rows.dtype)
     tensors = [t for t in (rows, scale, bias) if isinstance(t, Tensor)]
     learning = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
     if learning and rows.device.type == 'cpu' and not torch.compiler.is_compiling():
-        return RecomputedAttention.apply(rows, torch.as_tensor(scale, dtype=rows.dtype), bias, heads)
+        return RecomputedAttention.apply(rows, torch.as_tensor(scale, dtype=exact_type(rows.dtype)), bias, heads)
     # The fused kernels of the CPU refuse a mask that requires a gradient, even where none is recorded.
     return fused_attention(rows, heads, scale, bias if bias is None or learning else bias.detach())
 
@@ -55,18 +61,21 @@ class RecomputedAttention(torch.autograd.Function):
     def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None, None]:
         rows, scale, bias, out = ctx.saved_tensors
         heads, (groups, n, _) = ctx.heads, rows.shape
+        exact = exact_type(rows.dtype)  # logits in bfloat16 would lose the small ones
         step = max(1, min(groups, CHUNK // (heads * n * n)))
         grad_rows = torch.empty_like(rows)
-        grad_scale = torch.zeros(scale.shape) if ctx.needs_input_grad[1] else None
-        grad_bias = torch.zeros(bias.shape) if ctx.needs_input_grad[2] else None
-        factor = scale.float()
-        p_memory, s_memory = torch.empty(2, step * heads, n, n)
+        grad_scale = torch.zeros_like(scale, dtype=exact) if ctx.needs_input_grad[1] else None
+        grad_bias = torch.zeros_like(bias, dtype=exact) if ctx.needs_input_grad[2] else None
+        factor = scale.to(exact)
+        p_memory, s_memory = torch.empty(2, step * heads, n, n, dtype=exact)
         with torch.autocast('cpu', enabled=False):
             for start in range(0, groups, step):
                 part = slice(start, start + step)
-                q, k, v = rearrange(rows[part].float(), 'g n (qkv heads d) -> qkv (g heads) d n', qkv=3, heads=heads)
-                do, o = (rearrange(x[part].float(), 'g n (heads d) -> (g heads) d n', heads=heads) for x in (grad, out))
-                p, s, qs = p_memory[:len(q)], s_memory[:len(q)], q * factor
+                q, k, v = rearrange(rows[part].to(exact), 'g n (qkv heads d) -> qkv (g heads) d n', qkv=3, heads=heads)
+                do, o = (
+                    rearrange(x[part].to(exact), 'g n (heads d) -> (g heads) d n', heads=heads) for x in (grad, out)
+                )
+                p, s, qs = p_memory[: len(q)], s_memory[: len(q)], q * factor
                 torch.bmm(qs.transpose(1, 2), k, out=s)
                 if bias is not None:
                     s.view(-1, *bias.shape).add_(bias)

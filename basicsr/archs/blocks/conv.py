@@ -17,8 +17,9 @@ def residual_conv(dim: int, kind: str) -> nn.Module:
         return conv3(dim, dim)
     if kind == '3conv':
         narrow = dim // 4
-        return nn.Sequential(conv3(dim, narrow), nn.LeakyReLU(0.2), nn.Conv2d(narrow, narrow, 1), nn.LeakyReLU(0.2),
-                             conv3(narrow, dim))
+        return nn.Sequential(
+            conv3(dim, narrow), nn.LeakyReLU(0.2), nn.Conv2d(narrow, narrow, 1), nn.LeakyReLU(0.2), conv3(narrow, dim)
+        )
     raise ValueError(f"resi_connection must be '1conv' or '3conv', got {kind!r}")
 
 

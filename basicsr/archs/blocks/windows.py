@@ -46,6 +46,7 @@ def shift_mask(h: int, w: int, window_size: int, device: torch.device | None = N
     0 where two pixels were neighbours before the roll, -100 where only the roll brought them together. Only windows
     of the last row and column have such pairs.
     """
+
     def labels(size: int) -> Tensor:
         place = torch.arange(size, device=device)
         return (place >= size - window_size).long() + (place >= size - window_size // 2).long()
@@ -67,13 +68,18 @@ class WindowPlan(NamedTuple):
     groups: tuple[tuple[int, Tensor | None], ...]
 
 
-@lru_cache(maxsize=8)  # an order takes 16 bytes a token: big images must not pile up
 def window_plan(b: int, h: int, w: int, window_size: int, shift: int, device: torch.device) -> WindowPlan:
     """The plan for b images of h x w pixels, rolled by -shift; h and w are multiples of window_size.
 
     A shifted image has just four masks: none in the interior, one in the last column, one in the last row, and one
     in the corner. Windows are sorted by mask, so that a mask is never repeated over windows.
     """
+    # A tracer's tensors are not real: they must not stay in the cache, nor real ones become constants of the trace.
+    make = make_window_plan if torch.compiler.is_compiling() else cached_window_plan
+    return make(b, h, w, window_size, shift, device)
+
+
+def make_window_plan(b: int, h: int, w: int, window_size: int, shift: int, device: torch.device) -> WindowPlan:
     with torch.inference_mode(False):  # the plan outlives the mode of the call that happened to make it
         rows = torch.arange(b * h * w, device=device).view(b, h, w, 1)
         if not shift:
@@ -85,9 +91,13 @@ def window_plan(b: int, h: int, w: int, window_size: int, shift: int, device: to
         parts = (windows[:, :-1, :-1], windows[:, :-1, -1:], windows[:, -1:, :-1], windows[:, -1:, -1:])
         order = torch.cat([part.flatten() for part in parts])
         masks = shift_mask(2 * window_size, 2 * window_size, window_size, device)
-        groups = tuple((part.shape[:3].numel(), None if i == 0 else masks[i])
-                       for i, part in enumerate(parts) if part.numel())
+        groups = tuple(
+            (part.shape[:3].numel(), None if i == 0 else masks[i]) for i, part in enumerate(parts) if part.numel()
+        )
         return WindowPlan(order, order.argsort(), groups)
+
+
+cached_window_plan = lru_cache(maxsize=8)(make_window_plan)  # 16 bytes a token: big images must not pile up
 
 
 class TakeRows(torch.autograd.Function):
