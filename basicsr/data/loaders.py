@@ -154,8 +154,8 @@ class CountedBatches:
         except ValueError as error:  # from a worker, it is a traceback that ends with the message
             raise DataError(re.sub(r'^[\w.]*Error: ', '', str(error).strip().splitlines()[-1])) from None
         except RuntimeError as error:
-            message = str(error).splitlines()[0] if str(error) else ''
-            if message.startswith('DataLoader'):  # a worker died or hung; what it raised itself begins otherwise
+            if str(error).startswith('DataLoader'):  # a worker died or hung; what it raised itself begins otherwise
+                message = str(error).splitlines()[0]
                 raise DataError(f'a data worker ended early: {message}; try fewer num_worker_per_gpu') from None
             raise
 
