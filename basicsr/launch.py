@@ -34,7 +34,7 @@ def launched(opt: Options) -> Iterator[Accelerator]:
 def build_accelerator(opt: Options) -> Accelerator:
     """accelerate's launcher, precision and gradient accumulation; learning rates and saving stay ours."""
     steps, precision = (opt.train.gradient_accumulation_steps, opt.train.mixed_precision) if opt.train else (1, 'no')
-    parallel = DistributedDataParallelKwargs(find_unused_parameters=opt.find_unused_parameters, broadcast_buffers=False)
+    parallel = DistributedDataParallelKwargs(find_unused_parameters=opt.find_unused_parameters)
     try:
         return Accelerator(
             cpu=opt.device == 'cpu' or not (torch.cuda.is_available() or torch.backends.mps.is_available()),

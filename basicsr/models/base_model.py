@@ -56,6 +56,8 @@ class BaseModel:
             if train.compile:
                 self.nets[label].compile()
             self.nets[label], self.optimizers[label] = accelerator.prepare(self.nets[label], self.optimizers[label])
+            if accelerator.num_processes > 1:  # d runs twice before its backward pass, which needs its buffers unchanged
+                self.nets[label].broadcast_buffers = False
         return self
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> 'BaseModel':

@@ -101,12 +101,11 @@ class Experiment:
         samples consumed. A state of BasicSR's own has no number of samples: it had `per_iteration` in each.
         """
         path = (self.latest_state() if auto_resume else None) or self.opt.path.resume_state
-        if path is None:
-            return 0, 0
-        state = self._restored(model, Path(path))
+        state = self._restored(model, Path(path)) if path else {'iter': 0}
         if self.accelerator.is_main_process:
             self._forget_records_after(state['iter'])
-        logger.info('resumed from %s, iteration %d', path, state['iter'])
+        if path:
+            logger.info('resumed from %s, iteration %d', path, state['iter'])
         return state['iter'], state.get('samples', state['iter'] * per_iteration)
 
     def _restored(self, model: Any, path: Path) -> dict:
@@ -135,7 +134,7 @@ class Experiment:
             write_atomically(path, lambda file: file.write(''.join(line + '\n' for line in kept).encode()))
 
     def save(self, model: Any, iteration: int, samples: int, epoch: int) -> None:
-        """Write everything that is needed to go on exactly. Raises CheckpointError when the disk refuses; older ones stay."""
+        """Write all that is needed to go on exactly. Raises CheckpointError if the disk refuses; older states stay."""
         if self.accelerator.is_main_process and iteration != self._saved:
             networks = model.networks()
             _refuse_nonfinite(networks)
@@ -170,7 +169,7 @@ class Experiment:
         self.accelerator.wait_for_everyone()
 
     def _prune(self, iteration: int) -> None:
-        """Remove all but the last `keep_last` up to `iteration`; newer ones, damaged or of an older run, do not count."""
+        """Keep the last `keep_last` up to `iteration`; newer ones are damaged or of an older run, and do not count."""
         if not self.opt.logger.keep_last:
             return
         names = [path.stem for path in (*self.states.glob('*.state'), *self.models.glob('net_*_*.*'))]

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 from typing import Any
 
 import torch
@@ -38,12 +39,13 @@ class StopRequest:
 
 def leave_stopping_to_the_parent() -> None:
     """For data workers: Ctrl-C and cluster managers signal them too, and the main process still needs their batches."""
-    seen = []
-
-    def end_at_the_second(number: int, _: object) -> None:
-        seen.append(number)
-        if len(seen) > 1:
-            os._exit(128 + number)
-
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, end_at_the_second)
+    if hasattr(signal, 'sigwaitinfo'):  # not on macOS
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_when_told_by, args=[os.getppid()], daemon=True).start()
+
+
+def _end_when_told_by(parent: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)
