@@ -2,6 +2,7 @@
 
 import datetime
 import logging
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,35 @@ def start_logging(is_main: bool, file: Path | None = None) -> None:
         LOGGER.addHandler(logging.StreamHandler())
         LOGGER.handlers[0].setFormatter(formatter)
     if file is not None and is_main:
-        handler = logging.FileHandler(file, encoding='utf-8')
+        handler = _LogFile(file, encoding='utf-8')
         handler.setFormatter(formatter)
         LOGGER.addHandler(handler)
 
 
-def training_line(name: str, epoch: int, iteration: int, rates: list[float], eta: float, time: float, data_time: float,
-                  losses: Mapping[str, float]) -> str:
+class _LogFile(logging.FileHandler):
+    """A log file; that its disk is full is said once, without a traceback for every line."""
+
+    complained = False
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+        elif not self.complained:
+            self.complained = True
+            LOGGER.warning('%s: %s; the run goes on without it', self.baseFilename, error.strerror)
+
+
+def training_line(
+    name: str,
+    epoch: int,
+    iteration: int,
+    rates: list[float],
+    eta: float,
+    time: float,
+    data_time: float,
+    losses: Mapping[str, float],
+) -> str:
     """One line of progress; eta, time and data_time in seconds."""
     head = f'[{name[:5]}..][epoch:{epoch:3d}, iter:{iteration:8,d}, lr:({"".join(f"{rate:.3e}," for rate in rates)})] '
     times = f'[eta: {datetime.timedelta(seconds=int(eta))}, time (data): {time:.3f} ({data_time:.3f})] '

@@ -79,7 +79,8 @@ def first_fault(error: pydantic.ValidationError) -> tuple[str, tuple[str, ...]]:
         return f'option {where[0]!r} is missing', where
     if detail['type'] in ('missing', 'too_short', 'too_long'):
         return 'the list has too many or too few values', where
-    alternatives = [_EXPECTED[d['type']] for d in details if d['type'] in _EXPECTED and d['input'] is detail['input']]
+    alike = [d for d in details if d['type'] in _EXPECTED and repr(d['input']) == repr(detail['input'])]
+    alternatives = [_EXPECTED[d['type']] for d in alike]
     if alternatives:
         return f'should be {" or ".join(dict.fromkeys(alternatives))}, got {value}', where
     message = detail['msg'].replace('Input should be', 'should be')
@@ -98,6 +99,14 @@ def check_arguments(entry: Callable, options: dict, given: Collection[str] = (),
     except pydantic.ValidationError as error:
         message, key = first_fault(error)
         raise OptionError(f'{message} ({what or entry.__name__})', key) from None
+
+
+def _same_definition(one: Callable, other: Callable) -> bool:
+    """Whether two classes or functions are written alike: one file may be imported under two names."""
+    try:
+        return one is other or inspect.getsource(one) == inspect.getsource(other)
+    except (OSError, TypeError):  # one of them was not written in a file
+        return False
 
 
 class Registry:
@@ -122,7 +131,7 @@ class Registry:
         def add(entry: Callable) -> Callable:
             key = name or entry.__name__
             old = self._entries.get(key)
-            if old is not None and inspect.getsource(old) != inspect.getsource(entry):
+            if old is not None and not _same_definition(old, entry):
                 raise ValueError(f'{self.kind} {key!r} is registered twice: {old.__module__} and {entry.__module__}')
             self._entries[key] = entry
             return entry
