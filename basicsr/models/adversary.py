@@ -24,7 +24,7 @@ class Adversary:
     def fool(self, sr: Tensor, gt: Tensor) -> Tensor:
         """The generator's loss, with gradients to `sr` only: low where d takes sr (b, 3, h, w) for real."""
         judge, gan = self.model.bare('d'), self.model.losses['gan']
-        judge.requires_grad_(False)  # and not through the wrapper of several processes: d has no gradients to share here
+        judge.requires_grad_(False)  # not through the wrapper of several processes: d has no gradients to share here
         fake = judge(sr)
         if self.relativistic:
             real = judge(gt).detach()

@@ -56,7 +56,7 @@ class BaseModel:
             if train.compile:
                 self.nets[label].compile()
             self.nets[label], self.optimizers[label] = accelerator.prepare(self.nets[label], self.optimizers[label])
-            if accelerator.num_processes > 1:  # d runs twice before its backward pass, which needs its buffers unchanged
+            if accelerator.num_processes > 1:  # d runs twice before a backward pass, which needs its buffers unchanged
                 self.nets[label].broadcast_buffers = False
         return self
 

@@ -11,7 +11,9 @@ from basicsr.utils.options import optimizer_class
 from basicsr.utils.registry import SCHEDULER_REGISTRY, OptionError
 
 
-def build_optimizer(section: dict, parameters: Iterable[torch.nn.Parameter], device: torch.device) -> torch.optim.Optimizer:
+def build_optimizer(
+    section: dict, parameters: Iterable[torch.nn.Parameter], device: torch.device
+) -> torch.optim.Optimizer:
     """The optimizer that `section` (`type`, `lr`, ...) describes, in its fused form where torch has one."""
     options = {k: tuple(v) if isinstance(v, list) else v for k, v in section.items() if k != 'type'}
     kind, trained = optimizer_class(section['type']), [p for p in parameters if p.requires_grad]
@@ -39,7 +41,7 @@ class LearningRates:
             SCHEDULER_REGISTRY.build(section, optimizer=optimizer) for optimizer in self.optimizers]
 
     def set(self, iteration: int) -> None:
-        """Put the rates of `iteration` (counted from 1) in force; calling it again for one iteration changes nothing."""
+        """Put the rates of `iteration` (counted from 1) in force; doing so again for one iteration changes nothing."""
         for scheduler in self.schedulers:
             while scheduler.last_epoch < iteration - 1:
                 scheduler.step()
