@@ -502,6 +502,21 @@ def test_missing_sections_are_named(tmp_path):
     )
 
 
+@pytest.mark.parametrize(
+    ('override', 'message'),
+    [
+        ('train:optim_g:lr=-1', 'train:optim_g: Invalid learning rate: -1 (AdamW)'),
+        ('train:optim_g:betas=[2, 0.9]', 'train:optim_g: Invalid beta parameter at index 0: 2 (AdamW)'),
+        ('train:scheduler={}', 'train:scheduler: should be a section'),
+        ('train:scheduler:restarts=[0, 1]', 'train:scheduler: 2 restarts need as many restart_weights, got 1'),
+        ('network_g:upscale=4', 'network_g:upscale: should be the scale of the file, 2, got 4'),
+    ],
+)
+def test_values_that_do_not_fit_one_another_are_found_before_anything_is_built(override, message, tmp_path):
+    text = changed('    type: MultiStepLR', '    type: MultiStepRestartLR')
+    assert message in fault(tmp_path, text, overrides=[override])
+
+
 def test_a_duplicate_key_is_refused_with_both_lines(tmp_path):
     message = fault(tmp_path, changed('    lr: 1e-4', '    lr: 1e-4\n    lr: 2e-4'))
     assert message == 'file.yml:34: train:optim_g:lr: the key is already given in line 33'
@@ -542,6 +557,7 @@ def test_overrides_replace_values_and_are_checked_like_them(tmp_path):
             'train:scheduler=~',
             'logger:wandb:project=p',
             'network_g:depths=[2,2]',
+            'network_g:upscale=4',
         ],
     )
     assert (opt.scale, opt.train.optims['g']['lr'], opt.datasets['train'].options['gt_size']) == (4, 2e-4, 64)

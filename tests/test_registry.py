@@ -41,8 +41,10 @@ def function(
 
 @pytest.mark.parametrize('one', ALL, ids=lambda one: one.kind)
 def test_every_registered_name_resolves_to_what_bears_it(one):
-    assert one.names() == sorted(one.names()) and one.names()
-    for name in one.names():
+    assert one.names() == sorted(one.names())
+    in_tree = Registry(one.kind, one.folder).names()
+    assert in_tree and set(in_tree) <= set(one.names())
+    for name in in_tree:
         entry = one.get(name)
         assert callable(entry) and entry.__module__.startswith(f'basicsr.{one.folder}')
 
@@ -95,6 +97,11 @@ def test_code_outside_the_tree_registers_and_a_second_definition_is_refused():
     for other in (space['Mine'], function):
         with pytest.raises(ValueError, match="thing 'Mine' is registered twice"):
             one.register('Mine')(other)
+
+
+def test_values_that_a_constructor_refuses_are_faults_of_the_options():
+    with pytest.raises(OptionError, match=r'^depths has 1 blocks but num_heads has 2 \(ATD\)$'):
+        ARCH_REGISTRY.build({'type': 'ATD', 'depths': [2], 'num_heads': [2, 2]})
 
 
 def test_given_arguments_are_no_options():

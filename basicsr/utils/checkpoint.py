@@ -59,7 +59,8 @@ def read_checkpoint(path: str | Path, verify: bool = True) -> dict:
     except Exception as error:  # the readers raise a dozen types on damaged bytes; all of them mean this one thing
         if 'TorchScript' in str(error):
             raise CheckpointError(f'{path}: a TorchScript archive is a program and is not loaded') from None
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
+        internal = isinstance(error, LookupError | TypeError | AttributeError | AssertionError) or not str(error)
+        reason = 'not a checkpoint' if internal else str(error).splitlines()[0][:160]
         raise CheckpointError(f'{path}: damaged or truncated ({path.stat().st_size} bytes): {reason}') from None
     if not isinstance(content, Mapping):
         raise CheckpointError(f'{path}: holds a {type(content).__name__}, not a dictionary of tensors')

@@ -174,7 +174,7 @@ def _check_components(options: Options, moved: dict) -> None:
     except OptionError as error:
         raise OptionError(str(error), ('train' if {*error.key} & {*moved} else 'model', *error.key)) from None
     for label, section in options.networks.items():
-        with_context((f'network_{label}',), lambda s=section: registry.ARCH_REGISTRY.check(s))
+        with_context((f'network_{label}',), lambda s=section: _check_network(s, options.scale))
     for label in options.path.ignore_resume_networks:
         known = [f'network_{name}' for name in options.networks]
         with_context(
@@ -188,6 +188,12 @@ def _check_components(options: Options, moved: dict) -> None:
         with_context(('val', 'metrics', label), lambda m=metric: _check_metric(m))
     if options.train is not None:
         _check_training(options, options.train, model)
+
+
+def _check_network(section: dict, scale: int) -> None:
+    registry.ARCH_REGISTRY.check(section)
+    if section.get('upscale', scale) != scale:
+        raise OptionError(f'should be the scale of the file, {scale}, got {section["upscale"]}', ('upscale',))
 
 
 def _check_dataset(label: str, dataset: DatasetOptions, options: Options) -> None:
@@ -234,14 +240,29 @@ def _check_training(options: Options, train: TrainOptions, model: type) -> None:
     if 'g' not in train.optims:
         raise OptionError("option 'optim_g' is missing", ('train',))
     for label, section in train.optims.items():
-        with_context(
-            ('train', f'optim_{label}'),
-            lambda s=section: check_arguments(
-                optimizer_class(s.get('type')), {k: v for k, v in s.items() if k != 'type'}, ('params',)
-            ),
-        )
+        with_context(('train', f'optim_{label}'), lambda s=section: _check_optimizer(s))
     if train.scheduler is not None:
-        with_context(('train', 'scheduler'), lambda: registry.SCHEDULER_REGISTRY.check(train.scheduler, ('optimizer',)))
+        with_context(('train', 'scheduler'), lambda: _check_scheduler(train.scheduler))
+
+
+def _check_optimizer(section: dict) -> None:
+    """Build it once, for a network of one number: so its own checks of values count too."""
+    import torch
+
+    kind, options = optimizer_class(section.get('type')), {k: v for k, v in section.items() if k != 'type'}
+    check_arguments(kind, options, ('params',))
+    options = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
+    try:
+        kind([torch.nn.Parameter(torch.zeros(1, 1))], **options)
+    except ValueError as error:
+        raise OptionError(f'{error} ({kind.__name__})') from None
+
+
+def _check_scheduler(section: dict) -> None:
+    import torch
+
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1)
+    registry.SCHEDULER_REGISTRY.build(section, optimizer=optimizer)
 
 
 def optimizer_class(name: Any) -> type:

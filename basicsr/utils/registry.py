@@ -161,10 +161,18 @@ class Registry:
         check_arguments(entry, options, given)
 
     def build(self, section: dict, **given: Any) -> Any:
-        """Call the entry named by `section['type']` with the other options; `given` are arguments no file sets."""
+        """Call the entry named by `section['type']` with the other options; `given` are arguments no file sets.
+
+        Raises OptionError for options that do not fit it or one another, which a constructor says by ValueError.
+        """
         entry, options = self._split(section)
         check_arguments(entry, options, given.keys())
-        return entry(**options, **given)
+        try:
+            return entry(**options, **given)
+        except UserError:
+            raise
+        except ValueError as error:
+            raise OptionError(f'{error} ({entry.__name__})') from error
 
     def _split(self, section: dict) -> tuple[Callable, dict]:
         if not isinstance(section, dict) or not isinstance(section.get('type'), str):
