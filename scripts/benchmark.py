@@ -1,0 +1,196 @@
+"""Speed and peak memory of a registered network, or of the whole restore path, against a second variant.
+
+    python scripts/benchmark.py network --arch ATD --options '{"upscale": 4}' --size 64x64 --train-step
+    python scripts/benchmark.py network --opt options/test/ATD/ATD-demo_x4.yml --dtype bf16 --against plain
+    python scripts/benchmark.py restore --opt options/test/ATD/ATD-demo_x4.yml --size 300x400 --tile 96
+    python scripts/benchmark.py atd
+
+Both variants run in turn, on equal weights; medians count. Where other programs run, CPU time is the fairer number.
+--against is `calibration` (a fixed workload, to compare machines), `plain` (the same network in fp32 without --compile
+and --channels-last) or FILE.py:CLASS (another implementation, with the same options and parameter names).
+Peak memory is measured in a fresh process for each, on top of the network and the libraries.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+# This folder holds `benchmarking`; the checkout's `basicsr` must win over an installed one.
+sys.path[:1] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
+
+import torch  # noqa: E402
+from benchmarking import Variant, Work, compare, peak  # noqa: E402
+
+from basicsr.utils.cli import run  # noqa: E402
+from basicsr.utils.options import load_options  # noqa: E402
+from basicsr.utils.registry import ARCH_REGISTRY, OptionError  # noqa: E402
+
+ROOT = Path(__file__).resolve().parents[1]
+ATD_TRANSCRIPTION = f'{ROOT / "tests/oracles/atd_reference.py"}:ATDReference'
+SHRUNKEN = {'embed_dim': 12, 'depths': [2], 'num_heads': [2], 'window_size': 4, 'category_size': 16, 'num_tokens': 8}
+# Option file, lq side, kind of work, dtype of ours, most time and most memory as parts of the transcription's (fp32).
+ATD_CASES = (
+    ('103_ATD_light_SRx4_finetune', 64, 'forward', 'fp32', 0.4, 0.6),
+    ('103_ATD_light_SRx4_finetune', 64, 'forward', 'bf16', None, None),
+    ('103_ATD_light_SRx4_finetune', 64, 'train', 'fp32', 0.75, None),
+    ('003_ATD_SRx4_finetune', 48, 'forward', 'fp32', 0.75, 0.6),
+    ('003_ATD_SRx4_finetune', 48, 'forward', 'bf16', 0.5, None),
+    ('003_ATD_SRx4_finetune', 48, 'train', 'fp32', 0.75, None),
+)
+
+
+def main() -> int:
+    args = parse_arguments()
+    if args.command == 'peak':
+        print(peak(args.spec))
+        return 0
+    reports = atd_reports(args) if args.command == 'atd' else [single_report(args)]
+    if args.json:
+        content = reports if args.command == 'atd' else reports[0]
+        Path(args.json).write_text(json.dumps(content, indent=1) + '\n', encoding='utf-8')
+    return 0
+
+
+def single_report(args: argparse.Namespace) -> dict:
+    """Compare what the command line describes, and print it."""
+    network, scale = described_network(args)
+    settings = {'dtype': args.dtype, 'compile': args.compile, 'channels_last': args.channels_last}
+    weights = args.weights or ''
+    ours = Variant(network['type'], network, weights=weights, **settings)
+    if args.against == 'calibration':
+        other = Variant('calibration')
+    elif args.against == 'plain':
+        other = Variant(f'{network["type"]}, plain', network, weights=weights)
+    else:
+        other = Variant(args.against.rpartition(':')[2], network, args.against, weights, args.against_dtype)
+    kind, restorer = ('train' if args.command == 'network' and args.train_step else 'forward'), {}
+    if args.command == 'restore':
+        restorer = {'tile': args.tile, 'overlap': args.overlap, 'tile_batch': args.tile_batch}
+        kind, restorer = 'restore', {**restorer, 'self_ensemble': args.self_ensemble}
+    work = Work(kind, *args.size, args.batch, scale, chosen_device(args.device), args.threads, restorer)
+    report = compare(ours, other, work, args.repeats, args.memory)
+    print('\n'.join(lines_of(report)))
+    return report
+
+
+def described_network(args: argparse.Namespace) -> tuple[dict, int]:
+    """The `network_g` section and the scale."""
+    if args.opt:
+        is_train = 'train' in Path(args.opt).parts
+        opt = load_options(args.opt, is_train, ['path:pretrain_network_g=~'], check_files=False)
+        return opt.networks['g'], opt.scale
+    try:
+        network = {'type': args.arch, **json.loads(args.options)}
+    except (ValueError, TypeError):
+        raise OptionError(f'--options {args.options!r}: should be JSON, such as \'{{"upscale": 2}}\'') from None
+    ARCH_REGISTRY.check(network)
+    return network, args.scale or network.get('upscale') or network.get('scale') or 1
+
+
+def lines_of(report: dict) -> list[str]:
+    """A report for people."""
+    work, machine = report['work'], report['machine']
+    lines = [f'{work["kind"]}, {work["batch"]}x3x{work["height"]}x{work["width"]}, on {machine["device"]}, '
+             f'{machine["threads"]} threads, torch {machine["torch"]}, medians of {report["repeats"]}']  # fmt: skip
+    for key in ('ours', 'other'):
+        variant = report[key]
+        memory = '' if variant['peak_bytes'] is None else f'{variant["peak_bytes"] / 2**20:10.1f} MiB'
+        cpu = f'(CPU {variant["cpu_seconds"]:.4f} s)'
+        lines.append(f'{variant["title"]:32} {variant["dtype"]:5} {variant["seconds"]:10.4f} s {cpu:18}{memory}')
+    ratio = report['ratio']
+    memory = f', memory {ratio["peak_bytes"]:.3f}' if ratio.get('peak_bytes') is not None else ''
+    lines.append(f'ratio: time {ratio["seconds"]:.3f}, CPU time {ratio["cpu_seconds"]:.3f}{memory}')
+    if report['difference']:
+        gap = report['difference']
+        lines.append(
+            f'difference: max {gap["max"]:.2e}, mean {gap["mean"]:.2e}, of values up to {gap["largest_value"]:.3g}'
+        )
+    return lines
+
+
+def atd_reports(args: argparse.Namespace) -> list[dict]:
+    """ATD against a plain transcription of its paper's formulas, as a Markdown table; `target`: the most allowed."""
+    print(
+        '| network | lq | work | ours | transcription | time (CPU time) | target | memory | target | max difference |'
+    )
+    print('|---|---|---|---|---|---|---|---|---|---|')
+    reports = []
+    for file, side, kind, dtype, most_time, most_memory in ATD_CASES:
+        opt = load_options(ROOT / 'options/train/ATD' / f'{file}.yml', True, check_files=False)
+        network = {**opt.networks['g'], 'use_checkpoint': False, **(SHRUNKEN if args.shrink else {})}
+        side = 16 if args.shrink else side
+        work = Work(kind, side, side, 1, opt.scale, chosen_device(args.device), args.threads)
+        report = compare(Variant('ATD', network, dtype=dtype), Variant('ATDReference', network, ATD_TRANSCRIPTION),
+                         work, args.repeats, args.memory)  # fmt: skip
+        report |= {'options': file, 'target': {'seconds': most_time, 'peak_bytes': most_memory}}
+        reports.append(report)
+        memory = report['ratio'].get('peak_bytes')
+        cells = [
+            file.removesuffix('_finetune')[4:],
+            f'{side}x{side}',
+            f'{kind} {dtype}',
+            f'{report["ours"]["seconds"]:.3f} s',
+            f'{report["other"]["seconds"]:.3f} s',
+            f'{report["ratio"]["seconds"]:.2f} ({report["ratio"]["cpu_seconds"]:.2f})',
+            f'{most_time or "-"}',
+            '-' if memory is None else f'{memory:.2f}',
+            f'{most_memory or "-"}',
+            f'{report["difference"]["max"]:.1e}',
+        ]
+        print(f'| {" | ".join(cells)} |', flush=True)
+    return reports
+
+
+def chosen_device(name: str) -> str:
+    """'auto' is CUDA if there is any."""
+    return name if name != 'auto' else ('cuda' if torch.cuda.is_available() else 'cpu')
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """'64x48' -> (64, 48), height first."""
+    parts = text.lower().split('x')
+    if len(parts) != 2 or not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise argparse.ArgumentTypeError(f'{text!r} should be HEIGHTxWIDTH, such as 64x48')
+    return int(parts[0]), int(parts[1])
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest='command', required=True)
+    network = commands.add_parser('network', help='a forward pass or a training step of a network')
+    network.add_argument('--train-step', action='store_true', help='forward, backward and AdamW, bf16 by autocast')
+    restore = commands.add_parser('restore', help='an image through Restorer, as inference.py does it')
+    restore.add_argument('--tile', type=int, default=0)
+    restore.add_argument('--overlap', type=int, default=32)
+    restore.add_argument('--tile-batch', type=int, default=1)
+    restore.add_argument('--self-ensemble', action='store_true')
+    for command in (network, restore):
+        source = command.add_mutually_exclusive_group(required=True)
+        source.add_argument('--arch', help='a registered network')
+        source.add_argument('--opt', help='an option file, whose network_g is measured')
+        command.add_argument('--weights', metavar='FILE', help='a checkpoint; else weights are made from their names')
+        command.add_argument('--options', default='{}', help='options of --arch, as JSON')
+        command.add_argument('--scale', type=int, help='of --arch, if its options do not say')
+        command.add_argument('--size', type=parse_size, default=(64, 64), metavar='HxW', help='of the lq image')
+        command.add_argument('--batch', type=int, default=1)
+        command.add_argument('--against', default='calibration', metavar='WHAT')
+        command.add_argument('--against-dtype', choices=('fp32', 'bf16', 'fp16'), default='fp32')
+        command.add_argument('--dtype', choices=('fp32', 'bf16', 'fp16'), default='fp32')
+        command.add_argument('--compile', action='store_true')
+        command.add_argument('--channels-last', action='store_true')
+    atd = commands.add_parser('atd', help='ATD against the plain transcription: the table of the README')
+    atd.add_argument('--shrink', action='store_true', help='tiny networks and images, to try it out')
+    for command in (network, restore, atd):
+        command.add_argument('--repeats', type=int, default=5)
+        command.add_argument('--threads', type=int, default=0, help="0: torch's choice")
+        command.add_argument('--device', default='auto')
+        command.add_argument('--memory', action=argparse.BooleanOptionalAction, default=True)
+        command.add_argument('--json', metavar='FILE', help='write all numbers there')
+    hidden = commands.add_parser('peak')
+    hidden.add_argument('spec')
+    return parser.parse_args()
+
+
+if __name__ == '__main__':
+    run(main)

@@ -1,0 +1,97 @@
+"""scripts/benchmark.py runs on tiny sizes and its numbers agree with one another; how fast anything is is not tested."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+ATD = {'upscale': 2, 'embed_dim': 12, 'depths': [2], 'num_heads': [2], 'window_size': 4, 'category_size': 16,
+       'num_tokens': 8, 'upsampler': 'pixelshuffledirect'}  # fmt: skip
+TRANSCRIPTION = f'{ROOT}/tests/oracles/atd_reference.py:ATDReference'
+
+
+def benchmark(*arguments: str, status: int = 0) -> str:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / 'scripts/benchmark.py'), *arguments], capture_output=True, text=True
+    )
+    assert done.returncode == status, done.stderr
+    return done.stdout + done.stderr
+
+
+def report(folder: Path, *arguments: str) -> dict:
+    """What a run on the tiny ATD wrote as JSON."""
+    common = ('--repeats', '2', '--threads', '1', '--device', 'cpu', '--json', str(folder / 'report.json'))
+    benchmark(*arguments, '--arch', 'ATD', '--options', json.dumps(ATD), '--size', '16x20', *common)
+    return json.loads((folder / 'report.json').read_text())
+
+
+def check(numbers: dict, memory: bool) -> None:
+    """Ratios are ours / other, and medians are no faster than the fastest."""
+    assert numbers.keys() == {'work', 'machine', 'repeats', 'ours', 'other', 'ratio', 'difference'}
+    measures = {'seconds', 'fastest_seconds', 'cpu_seconds'} | ({'peak_bytes'} if memory else set())
+    assert numbers['ratio'].keys() == measures
+    for measure in measures:
+        if numbers['other'][measure]:
+            assert numbers['ratio'][measure] == numbers['ours'][measure] / numbers['other'][measure]
+    for key in ('ours', 'other'):
+        assert numbers[key]['seconds'] >= numbers[key]['fastest_seconds'] > 0
+        assert (numbers[key]['peak_bytes'] is not None) == memory
+    assert numbers['machine']['threads'] == 1
+
+
+def test_a_forward_pass_is_compared_with_another_implementation(tmp_path):
+    numbers = report(tmp_path, 'network', '--against', TRANSCRIPTION)
+    check(numbers, memory=True)
+    assert numbers['work']['kind'] == 'forward' and (numbers['work']['height'], numbers['work']['width']) == (16, 20)
+    assert 0 < numbers['difference']['max'] < 1e-4 < numbers['difference']['largest_value'], 'two codes, one function'
+
+
+def test_a_training_step_is_compared_with_the_calibration(tmp_path):
+    numbers = report(tmp_path, 'network', '--train-step', '--dtype', 'bf16', '--channels-last', '--no-memory')
+    check(numbers, memory=False)
+    assert numbers['work']['kind'] == 'train' and numbers['difference'] is None
+    assert numbers['ours']['dtype'] == 'bf16' and numbers['other']['title'] == 'calibration'
+
+
+def test_the_whole_restore_path_is_measured_with_its_tiles(tmp_path):
+    numbers = report(tmp_path, 'restore', '--tile', '12', '--overlap', '4', '--against', 'plain', '--no-memory')
+    check(numbers, memory=False)
+    assert numbers['work']['restorer'] == {'tile': 12, 'overlap': 4, 'tile_batch': 1, 'self_ensemble': False}
+    assert numbers['difference']['max'] == 0, 'the same network twice'
+
+
+def test_the_peak_grows_with_the_image_and_not_with_the_libraries():
+    """Of a convolution to 64 channels, 256 times 256 float32 pixels need 16 MiB and some more."""
+    sys.path.insert(0, str(ROOT / 'scripts'))
+    from benchmarking import Variant, Work, peak_in_fresh_process
+
+    discriminator = Variant('d', {'type': 'UNetDiscriminatorSN', 'num_in_ch': 3, 'num_feat': 16})
+    small, large = (peak_in_fresh_process(discriminator, Work('forward', side, side, threads=1)) for side in (64, 512))
+    one_map = 512 * 512 * 16 * 4
+    assert small < one_map < large < 20 * one_map
+
+
+def test_the_table_of_atd_has_a_row_for_every_target(tmp_path):
+    text = benchmark('atd', '--shrink', '--repeats', '1', '--threads', '1', '--device', 'cpu', '--no-memory', '--json',
+                     str(tmp_path / 'table.json'))  # fmt: skip
+    reports = json.loads((tmp_path / 'table.json').read_text())
+    rows = [line for line in text.splitlines() if line.startswith('| ATD')]
+    assert len(rows) == len(reports) == 6
+    targets = {(r['options'][:3], r['work']['kind'], r['ours']['dtype']): r['target'] for r in reports}
+    assert targets['103', 'forward', 'fp32'] == {'seconds': 0.4, 'peak_bytes': 0.6}
+    assert targets['003', 'forward', 'bf16'] == {'seconds': 0.5, 'peak_bytes': None}
+    assert {r['other']['dtype'] for r in reports} == {'fp32'}
+
+
+@pytest.mark.parametrize(('arguments', 'message'), [
+    (('network', '--arch', 'ATTD'), "did you mean 'ATD'?"),
+    (('network', '--arch', 'ATD', '--options', '{'), 'should be JSON'),
+    (('network', '--arch', 'ATD', '--size', '64'), 'should be HEIGHTxWIDTH'),
+    (('network', '--arch', 'ATD', '--against', 'nothing.py:Net'), 'is no file'),
+])  # fmt: skip
+def test_a_mistake_is_one_line(arguments, message):
+    text = benchmark(*arguments, status=2)
+    assert message in text and 'Traceback' not in text
