@@ -258,6 +258,9 @@ def test_published_atd_checkpoints_load_strictly_and_atd_v2_is_refused_by_name()
 
 
 def test_a_network_may_name_entries_that_it_takes_but_does_not_keep():
+    atd = ARCH_REGISTRY.build({'type': 'ATD', 'depths': [1], 'num_heads': [2], 'embed_dim': 12})
+    load_network(atd, state_of(atd) | {'no_norm': torch.zeros(1)}, 'neosr.pth')
+    assert atd.mean.abs().sum() == 0 and 'no_norm' not in atd.state_dict()
     net = Net()
     net.optional_entries = ('no_norm',)
     load_network(net, state_of(Net()) | {'no_norm': torch.zeros(1)}, 'x')

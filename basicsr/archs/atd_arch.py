@@ -126,6 +126,8 @@ class ATD(nn.Module):
         self.conv_last = conv3(64, out_chans)
         return upscale
 
+    optional_entries = ('no_norm',)  # of files that neosr trained, see _load_from_state_dict
+
     @staticmethod
     def from_published(state: dict) -> dict:
         """A published state dict, unchanged, or ValueError if it belongs to the incompatible ATD v2."""

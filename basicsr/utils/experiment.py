@@ -3,7 +3,9 @@
 import json
 import logging
 import math
+import shlex
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -17,6 +19,7 @@ from basicsr.utils.checkpoint import (
     CheckpointError,
     checksum_fault,
     is_listed,
+    network_state,
     read_checkpoint,
     remove_checkpoint,
     write_atomically,
@@ -65,7 +68,8 @@ class Experiment:
             start_logging(True, self.folder / f'train_{self.opt.name}_{stamp}.log')
             if self.opt.text:
                 copy = self.folder / Path(self.opt.file).name
-                copy.write_text(f'# GENERATE TIME: {time.ctime()}\n\n{self.opt.text}', encoding='utf-8')
+                head = f'# GENERATE TIME: {time.ctime()}\n# CMD: {shlex.join(sys.argv)}\n\n'
+                copy.write_text(head + self.opt.text, encoding='utf-8')
         except OSError as error:
             raise OptionError(f'{self.folder}: the experiment cannot be written there: {error.strerror}') from None
 
@@ -115,7 +119,10 @@ class Experiment:
                 raise CheckpointError(f'{path}: not a training state, it has no {key!r}')
         models = path.parent.parent / 'models'
         labels = [label for label in model.nets if f'network_{label}' not in self.opt.path.ignore_resume_networks]
-        contents = {label: read_checkpoint(models / f'net_{label}_{state["iter"]}.pth') for label in labels}
+        files = {label: models / f'net_{label}_{state["iter"]}.pth' for label in labels}
+        contents = {label: read_checkpoint(file) for label, file in files.items()}
+        for label, content in contents.items():
+            content['params'] = network_state(content, 'params', str(files[label]))
         model.load_networks(contents, labels)
         try:
             model.load_training_state(state)
@@ -201,7 +208,11 @@ class Experiment:
         for metric, value in scores.items():
             better = self.opt.val.metrics.get(metric, {}).get('better', 'higher')
             old = records.get(metric)
-            if old is None or (value >= old['val'] if better == 'higher' else value <= old['val']):
+            if (
+                old is None
+                or math.isnan(old['val'])
+                or (value >= old['val'] if better == 'higher' else value <= old['val'])
+            ):
                 records[metric] = {'better': better, 'val': value, 'iter': iteration}
                 improved.append(metric)
         logger.info(validation_block(dataset, scores, records))
