@@ -12,11 +12,11 @@ MOMENTS = (
     'iteration 3 is logged',  # before anything was saved
     'iteration 5 is logged',
     'half of net_g_4.pth is written',
-    'net_g_4.pth is written but not renamed',
-    'net_g_4.pth is renamed but not listed',
+    'net_g_4.pth is written but not listed',
+    'net_g_4.pth is listed but not renamed',
     'net_g_4.pth is complete',  # between the networks and the state
     'half of 8.state is written',
-    '8.state is renamed but not listed',
+    '8.state is listed but not renamed',
 )
 
 

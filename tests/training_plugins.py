@@ -95,8 +95,9 @@ def _watch() -> None:
         save(content, file)
 
     def entered(path: Path, entry: dict | None) -> None:
-        moment(f'{path.name} is written but not renamed' if entry is None else f'{path.name} is renamed but not listed')
+        moment(f'{path.name} is written but not listed')
         enter(path, entry)
+        moment(f'{path.name} is listed but not renamed')
 
     def written(path: Path, content: dict) -> None:
         write(path, content)
