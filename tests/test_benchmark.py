@@ -1,4 +1,4 @@
-"""scripts/benchmark.py runs on tiny sizes and its numbers agree with one another; how fast anything is is not tested."""
+"""scripts/benchmark.py runs on tiny sizes and its numbers agree; how fast anything is is not tested."""
 
 import json
 import subprocess
