@@ -30,7 +30,7 @@ from basicsr.utils.messages import LOGGER
 from basicsr.utils.options import Options, load_options
 from basicsr.utils.registry import UserError
 from basicsr.utils.seeding import derived_seed, seed_all
-from basicsr.utils.signals import StopRequest
+from basicsr.utils.signals import StopRequest, stop_with_the_launcher
 
 MOST_OVERFLOWS = 40  # fp16: that many halvings in a row and no loss scale fits
 
@@ -38,6 +38,7 @@ MOST_OVERFLOWS = 40  # fp16: that many halvings in a row and no loss scale fits
 def main() -> int:
     args = parse_arguments()
     start_terminal()
+    stop_with_the_launcher()
     opt = load_options(args.opt, True, [*args.force_yml, *args.overrides])
     if args.debug:
         opt = load_options(args.opt, True, [*args.force_yml, *args.overrides, *debug_overrides(opt.name)])

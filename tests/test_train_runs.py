@@ -88,6 +88,18 @@ def test_a_signal_finishes_the_step_saves_and_ends_with_its_status(number, place
     assert differences(place.saved('run'), unbroken) == []
 
 
+def test_the_end_of_accelerate_launch_is_a_signal_to_stop(place):
+    """It passes no signal on to a single process, which would train on unseen."""
+    process = place.start('run', {'train:total_iter': 100000}, launcher=ACCELERATE)
+    records = place.folder / 'experiments/run/metrics.jsonl'
+    while process.poll() is None and not records.exists():
+        time.sleep(0.01)
+    process.terminate()
+    output, errors = process.communicate(timeout=120)  # its output ends when the training does
+    assert 'stopped by signal 15' in output + errors
+    assert list((place.folder / 'experiments/run/training_states').glob('*.state'))
+
+
 def test_a_second_signal_ends_at_once(place):
     place.process('run', {}, env={'SIGNAL_AT': 'iteration 3 is logged', 'SIGNAL': '15,15'}, status=143)
     assert not list((place.folder / 'experiments/run/training_states').glob('*.state'))

@@ -1,11 +1,15 @@
 """SIGTERM and SIGINT ask a run to stop: it finishes the step and saves. A second signal ends it at once."""
 
+import ctypes
 import os
 import signal
 import threading
+from pathlib import Path
 from typing import Any
 
 import torch
+
+PR_SET_PDEATHSIG = 1  # of prctl(2)
 
 
 class StopRequest:
@@ -35,6 +39,13 @@ class StopRequest:
             torch.distributed.all_reduce(number, op=torch.distributed.ReduceOp.MAX)
             self.number = int(number)
         return self.number
+
+
+def stop_with_the_launcher() -> None:
+    """Get SIGTERM when `accelerate launch`, which passes no signal on to a single process, is ended (on Linux)."""
+    launcher = Path(f'/proc/{os.getppid()}/cmdline')
+    if launcher.is_file() and b'accelerate' in launcher.read_bytes():
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def leave_stopping_to_the_parent() -> None:
