@@ -1,8 +1,8 @@
 """Restore pictures: a file, a folder or a glob in, the super-resolved pictures out.
 
-    python inference.py -i testset/lq_x4 --gt testset/gt
-    python inference.py -i photo.jpg 'scans/*.tif' -o restored -m ATD-demo_x2
-    accelerate launch inference.py -i folder --opt options/test/ATD/ATD-demo_x4.yml --weights net_g_latest.pth
+python inference.py -i testset/lq_x4 --gt testset/gt
+python inference.py -i photo.jpg 'scans/*.tif' -o restored -m ATD-demo_x2
+accelerate launch inference.py -i folder --opt options/test/ATD/ATD-demo_x4.yml --weights net_g_latest.pth
 """
 
 import os
@@ -50,11 +50,20 @@ def main() -> int:
         model = load_model(name, args.opt, args.weights, args.offline).to(device)
         settings = {'tile': args.tile, 'overlap': args.overlap, 'tile_batch': args.tile_batch}
         restorer = Restorer(model, **settings, self_ensemble=args.self_ensemble, dtype=args.dtype)
-        LOGGER.info('%s (x%d) on %s%s in %s: %d pictures -> %s', name or args.opt, model.scale, device,
-                    f' x {world}' if world > 1 else '', restorer.dtype, len(jobs), folder)
+        LOGGER.info(
+            '%s (x%d) on %s%s in %s: %d pictures -> %s',
+            name or args.opt,
+            model.scale,
+            device,
+            f' x {world}' if world > 1 else '',
+            restorer.dtype,
+            len(jobs),
+            folder,
+        )
         outcomes = restore_pictures(restorer, jobs[rank::world], gt, args.max_pixels, show_progress=is_main)
         if state:
             from accelerate.utils import gather_object
+
             outcomes = sorted(gather_object(outcomes), key=lambda outcome: jobs.index(outcome.job))
     finally:
         if state:
@@ -73,9 +82,15 @@ def parse_arguments() -> argparse.Namespace:
     add('--list', action='store_true', help='show the models that have names')
     add('--device', default='auto', help='auto (cuda, else mps, else cpu), or a device of torch such as cuda:1')
     add('--dtype', default='auto', choices=('auto', *DTYPES), help='auto: bf16 on a GPU that has it, else fp32')
-    add('--tile', type=int, default=0, metavar='N', help='largest side, in input pixels, restored at once; 0 (the'
+    add(
+        '--tile',
+        type=int,
+        default=0,
+        metavar='N',
+        help='largest side, in input pixels, restored at once; 0 (the'
         ' default) takes the whole picture. Tiles need less memory; for ATD, which compares all parts of a picture with'
-        ' each other, they are an approximation')
+        ' each other, they are an approximation',
+    )
     add('--overlap', type=int, default=32, metavar='N', help='pixels that tiles share and blend (32)')
     add('--tile-batch', type=int, default=1, metavar='N', help='tiles restored at once (1)')
     add('--self-ensemble', action='store_true', help='mean over eight flips and turns: a little better, 8x the work')
@@ -110,6 +125,7 @@ def process_state(device: str):
     if int(os.environ.get('WORLD_SIZE', '1')) < 2:
         return None
     from accelerate import PartialState
+
     return PartialState(cpu=chosen_device(device).type == 'cpu')
 
 

@@ -1,3 +1,3 @@
-"""A PyTorch framework for super-resolution research. Importing it loads nothing: names are resolved when they are used."""
+"""A PyTorch framework for super-resolution research. Importing it loads nothing else."""
 
 __version__ = '0.1.0'

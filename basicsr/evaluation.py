@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from basicsr.data.loaders import DataError, build_eval_loaders, check_datasets
+from basicsr.data.loaders import DataError, build_eval_loaders, check_datasets, own_words
 from basicsr.metrics.evaluate import build_metrics, evaluate, metric_sections
 from basicsr.models.base_model import BaseModel
 from basicsr.models.restorer import Restorer
@@ -42,5 +42,5 @@ class Evaluation:
                     name if progress else '',
                 )
             except (ValueError, OSError) as error:
-                raise DataError(str(error).strip().splitlines()[-1].removeprefix('ValueError: ')) from None
+                raise DataError(own_words(error)) from None
             yield name, rows

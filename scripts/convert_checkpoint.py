@@ -1,6 +1,6 @@
 """Write the network of any checkpoint as plain safetensors, which every tool reads and nothing can hide code in.
 
-    python scripts/convert_checkpoint.py experiments/ATD-quick_x2/models/net_g_latest.pth quick_x2.safetensors --half
+python scripts/convert_checkpoint.py experiments/ATD-quick_x2/models/net_g_latest.pth quick_x2.safetensors --half
 """
 
 import argparse

@@ -26,7 +26,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ('lq', 'sr', 'gt'):
         parser.add_argument(f'--{name}', type=Path, required=True, help=f'folder of the {name} images')
-    parser.add_argument('--crop', action='append', required=True, metavar='STEM:LEFT,TOP,WIDTH,HEIGHT', help='in gt pixels')
+    parser.add_argument(
+        '--crop', action='append', required=True, metavar='STEM:LEFT,TOP,WIDTH,HEIGHT', help='in gt pixels'
+    )
     parser.add_argument('--zoom', type=int, default=2, help='enlargement of the crops, nearest neighbour (2)')
     parser.add_argument('--label', default='restored', help='title of the middle column')
     parser.add_argument('-o', '--output', type=Path, required=True)
@@ -49,10 +51,12 @@ def row(args: argparse.Namespace, stem: str, box: list[int]) -> np.ndarray:
     """Three labelled panels side by side, uint8."""
     gt, lq, sr = (read_image(one_file(folder, stem)) for folder in (args.gt, args.lq, args.sr))
     scale = round(gt.shape[0] / lq.shape[0])
-    gt = gt[:lq.shape[0] * scale, :lq.shape[1] * scale]
+    gt = gt[: lq.shape[0] * scale, : lq.shape[1] * scale]
     bicubic = (imresize(lq, scale) * 255).round().clip(0, 255) / 255
-    panels = [panel(image, box, args.zoom, f'{title} {score(image, gt, scale)}')
-              for image, title in ((bicubic, 'bicubic'), (sr, args.label))]
+    panels = [
+        panel(image, box, args.zoom, f'{title} {score(image, gt, scale)}')
+        for image, title in ((bicubic, 'bicubic'), (sr, args.label))
+    ]
     return np.concatenate([*panels, panel(gt, box, args.zoom, 'ground truth')], axis=1)
 
 
@@ -63,7 +67,7 @@ def score(image: np.ndarray, gt: np.ndarray, scale: int) -> str:
 
 def panel(image: np.ndarray, box: list[int], zoom: int, title: str) -> np.ndarray:
     left, top, width, height = box
-    crop = image[top:top + height, left:left + width]
+    crop = image[top : top + height, left : left + width]
     if crop.shape[:2] != (height, width):
         raise UserError(f'the crop {left},{top},{width},{height} leaves the image of {image.shape[1]}x{image.shape[0]}')
     pixels = np.rint(crop * 255).astype(np.uint8).repeat(zoom, axis=0).repeat(zoom, axis=1)

@@ -138,8 +138,22 @@ def test_any_size_comes_out_at_its_scale(call, tiny, tmp_path, extra):
 def test_files_globs_and_folders_are_taken_once_each(call, tiny, tmp_path):
     for name in ('in/a.png', 'in/b.jpg', 'in/deep/c.png', 'd.png'):
         write(tmp_path / name, noise(4, 4, 3))
-    status, text = call('-i', tmp_path / 'in', str(tmp_path / 'in' / '*.png'), '-i', str(tmp_path / '**' / 'c.png'),
-                        '-i', tmp_path / 'd.png', '-o', tmp_path / 'out', '--ext', 'png', '--suffix', '_x2', *tiny)
+    status, text = call(
+        '-i',
+        tmp_path / 'in',
+        str(tmp_path / 'in' / '*.png'),
+        '-i',
+        str(tmp_path / '**' / 'c.png'),
+        '-i',
+        tmp_path / 'd.png',
+        '-o',
+        tmp_path / 'out',
+        '--ext',
+        'png',
+        '--suffix',
+        '_x2',
+        *tiny,
+    )
     assert status == 0, text
     names = sorted(path.name for path in (tmp_path / 'out').iterdir())
     assert names == ['a_x2.png', 'b_x2.png', 'c_x2.png', 'd_x2.png']
@@ -197,8 +211,9 @@ def test_a_broken_picture_is_reported_and_the_others_go_on(tiny, tmp_path):
     (tmp_path / 'in' / 'c.jpg').write_bytes(b'')
     (tmp_path / 'in' / 'd.png').write_text('no picture')
     write(tmp_path / 'in' / 'e.png', noise(8, 8, 3))
-    done = subprocess.run([sys.executable, SCRIPT, '-i', 'in', '-o', 'out', *tiny], cwd=tmp_path, text=True,
-                          capture_output=True)
+    done = subprocess.run(
+        [sys.executable, SCRIPT, '-i', 'in', '-o', 'out', *tiny], cwd=tmp_path, text=True, capture_output=True
+    )
     assert done.returncode == 1
     assert '2 of 5 pictures restored' in done.stdout
     for name in ('b.png', 'c.jpg', 'd.png'):
@@ -303,8 +318,13 @@ def test_a_full_disk_stops_the_run_in_one_line(call, tiny, tmp_path, monkeypatch
 
 def test_a_file_too_large_for_the_disk_leaves_nothing_half_written(tiny, tmp_path):
     write(tmp_path / 'in' / 'a.png', noise(40, 40, 3))
-    done = subprocess.run([sys.executable, SCRIPT, '-i', 'in', '-o', 'out', *tiny], cwd=tmp_path, text=True,
-                          capture_output=True, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (900, 900)))
+    done = subprocess.run(
+        [sys.executable, SCRIPT, '-i', 'in', '-o', 'out', *tiny],
+        cwd=tmp_path,
+        text=True,
+        capture_output=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (900, 900)),
+    )
     assert done.returncode == 1 and 'cannot write out/a.png: File too large' in done.stderr
     assert 'Traceback' not in done.stderr and not list((tmp_path / 'out').iterdir())
 
@@ -316,9 +336,28 @@ def test_processes_share_a_folder_and_the_main_one_sums_up(call, tiny, tmp_path)
     (tmp_path / 'in' / '3.png').write_bytes(b'')
     environment = {**os.environ, 'OMP_NUM_THREADS': '1'}
     done = subprocess.run(
-        [sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node', '2', '--standalone', SCRIPT,
-         '-i', 'in', '--gt', 'gt', '-o', 'out', *tiny],
-        cwd=tmp_path, text=True, capture_output=True, env=environment, timeout=120)
+        [
+            sys.executable,
+            '-m',
+            'torch.distributed.run',
+            '--nproc_per_node',
+            '2',
+            '--standalone',
+            SCRIPT,
+            '-i',
+            'in',
+            '--gt',
+            'gt',
+            '-o',
+            'out',
+            *tiny,
+        ],
+        cwd=tmp_path,
+        text=True,
+        capture_output=True,
+        env=environment,
+        timeout=120,
+    )
     assert '4 of 5 pictures restored' in done.stdout, done.stderr
     assert done.returncode != 0 and 'in/3.png is empty' in done.stderr
     assert [line.split()[0] for line in done.stdout.splitlines()[1:5]] == ['0.png', '1.png', '2.png', '4.png']

@@ -177,7 +177,12 @@ def test_two_processes_train_and_validate_as_one(tmp_path):
 
 
 def test_an_adversarial_run_on_two_processes_resumes_after_a_signal_to_one_of_them(place):
-    changes = {**ADVERSARIAL, 'train:total_iter': 3, 'logger:save_checkpoint_freq': 3, 'train:gradient_accumulation_steps': 2}
+    changes = {
+        **ADVERSARIAL,
+        'train:total_iter': 3,
+        'logger:save_checkpoint_freq': 3,
+        'train:gradient_accumulation_steps': 2,
+    }
     env = {'SAVE_EVERY_RANK': '1'}
     place.process('unbroken', changes, launcher=TORCHRUN, env=env)
     first, second = (torch.load(place.folder / f'rank{rank}_3.pth') for rank in (0, 1))

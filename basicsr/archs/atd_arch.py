@@ -70,6 +70,8 @@ class ATD(nn.Module):
             raise ValueError(f'depths has {len(depths)} blocks but num_heads has {len(num_heads)}')
         if any(embed_dim % heads for heads in num_heads):
             raise ValueError(f'embed_dim {embed_dim} must be divisible by every entry of num_heads {tuple(num_heads)}')
+        if min(window_size, category_size, num_tokens, reducted_dim, embed_dim) < 1:
+            raise ValueError('window_size, category_size, num_tokens, reducted_dim and embed_dim are 1 or more')
         if convffn_kernel_size % 2 == 0:
             raise ValueError(f'convffn_kernel_size must be odd, got {convffn_kernel_size}')
         self.window_size, self.img_range = window_size, img_range

@@ -115,6 +115,11 @@ def build_eval_loaders(opt: Options, rank: int, world: int) -> dict[str, DataLoa
     return loaders
 
 
+def own_words(error: Exception) -> str:
+    """What a data set said of a file, without the traceback that a worker puts before it."""
+    return re.sub(r'^[\w.]*Error: ', '', str(error).strip().splitlines()[-1])
+
+
 class CountedBatches:
     """The batches of an endless loader on a device. Raises DataError, in one line, for what a data set says of a file.
 
@@ -152,7 +157,7 @@ class CountedBatches:
         try:
             return next(self._batches)
         except ValueError as error:  # from a worker, it is a traceback that ends with the message
-            raise DataError(re.sub(r'^[\w.]*Error: ', '', str(error).strip().splitlines()[-1])) from None
+            raise DataError(own_words(error)) from None
         except RuntimeError as error:
             if str(error).startswith('DataLoader'):  # a worker died or hung; what it raised itself begins otherwise
                 message = str(error).splitlines()[0]

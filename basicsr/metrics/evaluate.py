@@ -16,17 +16,23 @@ from basicsr.utils.registry import METRIC_REGISTRY
 # Named sets of metrics; '{scale}' is the scale of the run. Both are measured on 8-bit images.
 PROTOCOLS: dict[str, dict[str, dict]] = {
     # The super-resolution literature's: luma of BT.601, `scale` pixels of border left out (atd.md 3, core.md 11.4).
-    'sr_y': {'psnr': {'type': 'psnr', 'crop_border': '{scale}', 'test_y_channel': True},
-             'ssim': {'type': 'ssim', 'crop_border': '{scale}', 'test_y_channel': True}},
-    'sr_rgb': {'psnr': {'type': 'psnr', 'crop_border': '{scale}', 'test_y_channel': False},
-               'ssim': {'type': 'ssim', 'crop_border': '{scale}', 'test_y_channel': False}},
+    'sr_y': {
+        'psnr': {'type': 'psnr', 'crop_border': '{scale}', 'test_y_channel': True},
+        'ssim': {'type': 'ssim', 'crop_border': '{scale}', 'test_y_channel': True},
+    },
+    'sr_rgb': {
+        'psnr': {'type': 'psnr', 'crop_border': '{scale}', 'test_y_channel': False},
+        'ssim': {'type': 'ssim', 'crop_border': '{scale}', 'test_y_channel': False},
+    },
 }
 
 
 def metric_sections(protocol: str | None, metrics: dict[str, dict], scale: int) -> dict[str, dict]:
     """The metrics of an option file: those of its protocol and those that it lists, by label."""
-    named = {label: {k: scale if v == '{scale}' else v for k, v in section.items()}
-             for label, section in PROTOCOLS.get(protocol, {}).items()}
+    named = {
+        label: {k: scale if v == '{scale}' else v for k, v in section.items()}
+        for label, section in PROTOCOLS.get(protocol, {}).items()
+    }
     return named | metrics
 
 
@@ -63,8 +69,14 @@ def score(metrics: dict[str, Callable], sr: Tensor, gt: Tensor | None) -> dict[s
     return scores
 
 
-def evaluate(restorer: Callable[[Tensor], Tensor], loader: Iterable[dict], metrics: dict[str, Callable], accelerator: Any,
-             image_path: Callable[[str], Path] | None = None, progress: str = '') -> list[dict]:
+def evaluate(
+    restorer: Callable[[Tensor], Tensor],
+    loader: Iterable[dict],
+    metrics: dict[str, Callable],
+    accelerator: Any,
+    image_path: Callable[[str], Path] | None = None,
+    progress: str = '',
+) -> list[dict]:
     """Restore and score the images of a loader; every process calls it with its share and gets all rows.
 
     Args:
@@ -77,8 +89,8 @@ def evaluate(restorer: Callable[[Tensor], Tensor], loader: Iterable[dict], metri
         lq, gt = batch['lq'].to(accelerator.device), batch.get('gt')
         sr = restorer(lq)
         for index, path in enumerate(batch['lq_path']):
-            reference = None if gt is None else gt[index:index + 1].to(sr.device)
-            rows.append({'image': path, **score(metrics, sr[index:index + 1], reference)})
+            reference = None if gt is None else gt[index : index + 1].to(sr.device)
+            rows.append({'image': path, **score(metrics, sr[index : index + 1], reference)})
             if image_path is not None:
                 write_image(image_path(path), to_uint8(sr[index]))
     return sorted(gathered(rows, accelerator), key=lambda row: row['image'])
@@ -96,4 +108,6 @@ def gathered(rows: list, accelerator: Any) -> list:
 def means(rows: list[dict]) -> dict[str, float]:
     """The mean of each metric over the rows that have it."""
     labels = [key for row in rows[:1] for key in row if key != 'image']
-    return {label: sum(row[label] for row in rows if label in row) / sum(label in row for row in rows) for label in labels}
+    return {
+        label: sum(row[label] for row in rows if label in row) / sum(label in row for row in rows) for label in labels
+    }

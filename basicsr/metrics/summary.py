@@ -43,8 +43,11 @@ def markdown_table(results: dict[str, list[dict]]) -> str:
 def latex_row(name: str, scale: int, results: dict[str, list[dict]]) -> str:
     """The row of a paper's table: name, scale, the first two metrics of each data set as `psnr/ssim`."""
     metrics = metric_names(results)[:2]
-    cells = ['/'.join(_number(metric, _mean([row[metric] for row in rows if metric in row])) for metric in metrics)
-             for rows in results.values() if any(metric in row for row in rows for metric in metrics)]
+    cells = [
+        '/'.join(_number(metric, _mean([row[metric] for row in rows if metric in row])) for metric in metrics)
+        for rows in results.values()
+        if any(metric in row for row in rows for metric in metrics)
+    ]
     return ' & '.join([name.replace('_', r'\_'), rf'$\times${scale}', *cells]) + r' \\'
 
 

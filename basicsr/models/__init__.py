@@ -4,4 +4,5 @@
 def build_model(opt):
     """The registered model `opt.model_type` with its networks and their first weights, on the CPU."""
     from basicsr.utils.registry import MODEL_REGISTRY
+
     return MODEL_REGISTRY.build({'type': opt.model_type, **opt.model}, opt=opt)

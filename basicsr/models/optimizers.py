@@ -37,8 +37,11 @@ class LearningRates:
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group.setdefault('initial_lr', group['lr'])
-        self.schedulers = [] if section is None else [
-            SCHEDULER_REGISTRY.build(section, optimizer=optimizer) for optimizer in self.optimizers]
+        self.schedulers = (
+            []
+            if section is None
+            else [SCHEDULER_REGISTRY.build(section, optimizer=optimizer) for optimizer in self.optimizers]
+        )
 
     def set(self, iteration: int) -> None:
         """Put the rates of `iteration` (counted from 1) in force; doing so again for one iteration changes nothing."""
@@ -59,8 +62,14 @@ class LearningRates:
 class MultiStepRestartLR(LRScheduler):
     """The current rate times gamma at every milestone; at a restart the initial rate times the restart's weight."""
 
-    def __init__(self, optimizer: torch.optim.Optimizer, milestones: list[int], gamma: float = 0.1,
-                 restarts: list[int] = [0], restart_weights: list[float] = [1]):  # noqa: B006 (never changed; the option's default)
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        milestones: list[int],
+        gamma: float = 0.1,
+        restarts: list[int] = [0],
+        restart_weights: list[float] = [1],
+    ):  # noqa: B006 (never changed; the option's default)
         if len(restarts) != len(restart_weights):
             raise OptionError(f'{len(restarts)} restarts need as many restart_weights, got {len(restart_weights)}')
         self.milestones, self.gamma = Counter(milestones), gamma
@@ -84,12 +93,17 @@ class MultiStepLR(MultiStepRestartLR):
 class CosineAnnealingRestartLR(LRScheduler):
     """Half a cosine from weight * initial rate to eta_min in each period; eta_min after the last one."""
 
-    def __init__(self, optimizer: torch.optim.Optimizer, periods: list[int],
-                 restart_weights: list[float] = [1], eta_min: float = 0):  # noqa: B006 (never changed; the option's default)
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        periods: list[int],
+        restart_weights: list[float] = [1],
+        eta_min: float = 0,
+    ):  # noqa: B006 (never changed; the option's default)
         if len(periods) != len(restart_weights):
             raise OptionError(f'{len(periods)} periods need as many restart_weights, got {len(restart_weights)}')
         self.periods, self.restart_weights, self.eta_min = list(periods), list(restart_weights), eta_min
-        self.cumulative_period = [sum(periods[:n + 1]) for n in range(len(periods))]
+        self.cumulative_period = [sum(periods[: n + 1]) for n in range(len(periods))]
         super().__init__(optimizer)
 
     def get_lr(self) -> list[float]:

@@ -6,15 +6,20 @@ from collections.abc import Callable
 
 from basicsr.utils.registry import UserError
 
-PUBLISHED_FLAGS = {'--launcher': 'accelerate launch (or torchrun) starts the processes',
-                   '--local_rank': 'the launcher sets it', '--local-rank': 'the launcher sets it'}
+PUBLISHED_FLAGS = {
+    '--launcher': 'accelerate launch (or torchrun) starts the processes',
+    '--local_rank': 'the launcher sets it',
+    '--local-rank': 'the launcher sets it',
+}
 
 
 def option_parser(description: str) -> argparse.ArgumentParser:
     """A parser with what train.py and test.py share."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('-opt', '--opt', required=True, metavar='FILE', help='the option file (YAML)')
-    parser.add_argument('--force_yml', nargs='+', default=[], metavar='A:B=VALUE', help='replace values of the option file')
+    parser.add_argument(
+        '--force_yml', nargs='+', default=[], metavar='A:B=VALUE', help='replace values of the option file'
+    )
     parser.add_argument('overrides', nargs='*', metavar='A:B=VALUE', help='the same, without --force_yml')
     for flag, replacement in PUBLISHED_FLAGS.items():
         parser.add_argument(flag, default=None, dest='published', help=f'accepted and not used: {replacement}')
