@@ -21,7 +21,7 @@ FORMAT = load_case('core', 'log_format').spec
 def logger():
     """The logger with no handlers, put back afterwards."""
     before = LOGGER.handlers[:], LOGGER.level, LOGGER.propagate
-    LOGGER.handlers = []
+    LOGGER.handlers, LOGGER.propagate = [], True  # pytest hangs handlers of its own on a logger that does not propagate
     yield LOGGER
     for handler in LOGGER.handlers:
         handler.close()

@@ -15,9 +15,10 @@ def start_logging(is_main: bool, file: Path | None = None) -> None:
     LOGGER.setLevel(logging.INFO if is_main else logging.ERROR)
     LOGGER.propagate = False
     formatter = logging.Formatter('%(asctime)s %(levelname)s: %(message)s')
-    if not LOGGER.handlers:
-        LOGGER.addHandler(logging.StreamHandler())
-        LOGGER.handlers[0].setFormatter(formatter)
+    if not any(type(handler) is logging.StreamHandler for handler in LOGGER.handlers):
+        terminal = logging.StreamHandler()
+        terminal.setFormatter(formatter)
+        LOGGER.addHandler(terminal)
     if file is not None and is_main:
         handler = _LogFile(file, encoding='utf-8')
         handler.setFormatter(formatter)
