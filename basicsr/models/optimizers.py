@@ -67,9 +67,9 @@ class MultiStepRestartLR(LRScheduler):
         optimizer: torch.optim.Optimizer,
         milestones: list[int],
         gamma: float = 0.1,
-        restarts: list[int] = [0],
-        restart_weights: list[float] = [1],
-    ):  # noqa: B006 (never changed; the option's default)
+        restarts: list[int] = [0],  # noqa: B006 (never changed; the option's default)
+        restart_weights: list[float] = [1],  # noqa: B006 (as above)
+    ):
         if len(restarts) != len(restart_weights):
             raise OptionError(f'{len(restarts)} restarts need as many restart_weights, got {len(restart_weights)}')
         self.milestones, self.gamma = Counter(milestones), gamma
@@ -97,9 +97,9 @@ class CosineAnnealingRestartLR(LRScheduler):
         self,
         optimizer: torch.optim.Optimizer,
         periods: list[int],
-        restart_weights: list[float] = [1],
+        restart_weights: list[float] = [1],  # noqa: B006 (never changed; the option's default)
         eta_min: float = 0,
-    ):  # noqa: B006 (never changed; the option's default)
+    ):
         if len(periods) != len(restart_weights):
             raise OptionError(f'{len(periods)} periods need as many restart_weights, got {len(restart_weights)}')
         self.periods, self.restart_weights, self.eta_min = list(periods), list(restart_weights), eta_min
