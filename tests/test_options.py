@@ -1,11 +1,14 @@
 """Option files are checked whole before anything is built; the published ones load as they are written."""
 
 import logging
+import re
 from pathlib import Path
 
 import pytest
 from option_files import PUBLISHED, TRAIN, changed, fault, line_of, load
 
+from basicsr.utils import option_sections
+from basicsr.utils.option_sections import Section
 from basicsr.utils.options import load_options
 
 ROOT = Path(__file__).parents[1]
@@ -35,6 +38,7 @@ def test_a_published_file_loads_and_says_in_a_line_each_what_replaced_a_key(tmp_
         'num_gpu',
         'dist_params',
         'datasets:train:prefetch_mode',
+        'datasets:train:persistent_workers',
         'datasets:train:num_prefetch_queue',
     }
     assert 'accelerate launch' in notices['num_gpu'] and all('\n' not in notice for notice in notices.values())
@@ -177,3 +181,14 @@ def test_two_validation_sets_of_one_name_are_refused(tmp_path):
 def test_hostile_values_inside_components_are_faults_not_tracebacks(tmp_path):
     for value in ('2024-01-01', '.nan', '.inf', '[[[[]]]]', '{a: {b: c}}', '"\\u0001"', '9' * 400):
         assert 'network_g:depths' in fault(tmp_path, changed('  depths: [2]', f'  depths: {value}'))
+
+
+SECTIONS = [kind for kind in vars(option_sections).values() if isinstance(kind, type) and issubclass(kind, Section)]
+
+
+@pytest.mark.parametrize('section', SECTIONS)
+def test_every_option_of_the_framework_is_read_somewhere(section):
+    package = Path(option_sections.__file__).parents[1]
+    code = '\n'.join(path.read_text() for path in package.rglob('*.py') if path.name != 'option_sections.py')
+    passed_on_whole = section.__name__ == 'RestorerOptions'  # as the arguments of Restorer
+    assert passed_on_whole or [name for name in section.model_fields if not re.search(rf'\.{name}\b', code)] == []

@@ -40,6 +40,7 @@ REPLACED = {
     ('dist_params',): '`accelerate launch` (or torchrun) sets up the process group',
     ('bsz',): 'it only holds an anchor; batch sizes are read from the data sets',
     ('datasets', '*', 'prefetch_mode'): 'the loader always prefetches, from pinned memory on a GPU',
+    ('datasets', '*', 'persistent_workers'): 'workers live as long as the run',
     ('datasets', '*', 'num_prefetch_queue'): 'the loader chooses its own queue',
     ('datasets', '*', 'use_shuffle'): 'training always shuffles, validation never does',
     ('datasets', '*', 'phase'): 'the name of the data set entry says it',

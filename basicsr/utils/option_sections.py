@@ -28,7 +28,6 @@ class DatasetOptions(Section):
     batch_size_per_gpu: Annotated[Count, pydantic.Field(ge=1)] = 1
     dataset_enlarge_ratio: Annotated[float, pydantic.Field(gt=0)] = 1
     pin_memory: bool = True
-    persistent_workers: bool = True
     timeout: float = 0  # seconds to wait for a worker before the run fails; 0 waits for ever
     options: dict
 
@@ -65,7 +64,6 @@ class TrainOptions(Section):
     mixed_precision: Literal['no', 'fp16', 'bf16'] | None = None  # None: what `accelerate launch` says
     compile: bool = False
     channels_last: bool = False
-    deterministic: bool = False
     max_nonfinite: Annotated[Count, pydantic.Field(ge=0)] = 0  # steps in a row that a non-finite loss may skip
 
 
