@@ -1,4 +1,4 @@
-"""The registries: names in option files -> networks, data sets, losses, metrics, models and learning-rate schedules."""
+"""The registries: names in option files -> networks, data sets, degradations, losses, metrics, models and schedules."""
 
 import ast
 import difflib
@@ -190,7 +190,7 @@ class Registry:
             self._modules = {}
             for path in sorted((ROOT / self.folder).glob('*.py')):
                 for name in self._registered_names(path):
-                    self._modules[name] = f'basicsr.{self.folder}.{path.stem}'
+                    self._modules[name] = f'basicsr.{self.folder.replace("/", ".")}.{path.stem}'
         return self._modules
 
     def _registered_names(self, path: Path) -> Iterable[str]:
@@ -206,6 +206,7 @@ class Registry:
 
 ARCH_REGISTRY = Registry('arch', 'archs')
 DATASET_REGISTRY = Registry('dataset', 'data')
+DEGRADATION_REGISTRY = Registry('degradation', 'data/degradations')
 LOSS_REGISTRY = Registry('loss', 'losses')
 METRIC_REGISTRY = Registry('metric', 'metrics')
 MODEL_REGISTRY = Registry('model', 'models')

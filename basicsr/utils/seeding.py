@@ -16,6 +16,11 @@ def derived_seed(*numbers: int) -> int:
     return (int(high) << 31) ^ int(low)
 
 
+def sample_generator() -> np.random.Generator:
+    """A generator for one item of a data set, seeded by Python's `random`, which a loader seeds for every item."""
+    return np.random.default_rng(random.getrandbits(64))
+
+
 def seed_all(seed: int) -> None:
     """Seed Python, NumPy and torch (all devices)."""
     random.seed(seed)
