@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from basicsr.data.loaders import CountedBatches, build_dataset, build_train_loader, check_datasets
+from basicsr.data.loaders import CountedBatches, build_dataset, build_degradation, build_train_loader, check_datasets
 from basicsr.models import build_model
 from basicsr.models.optimizer_step import optimizer_step
 from basicsr.utils.experiment import free_bytes
@@ -23,7 +23,8 @@ def dry_run(opt: Options, accelerator) -> int:
     loader, dataset = build_train_loader(opt, accelerator.process_index, accelerator.num_processes)
     seed_all(derived_seed(opt.manual_seed))
     model = build_model(opt).prepare(accelerator)
-    batches = CountedBatches(loader, accelerator.device)
+    degrade = build_degradation(opt, accelerator.device, accelerator.num_processes)
+    batches = CountedBatches(loader, accelerator.device, degrade=degrade)
     optimizer_step(model, batches, 1)
     started = time.perf_counter()
     losses = {name: float(loss.mean()) for name, loss in optimizer_step(model, batches, 2).items()}

@@ -16,7 +16,7 @@ import argparse
 import torch
 from tqdm import tqdm
 
-from basicsr.data.loaders import CountedBatches, build_train_loader, check_datasets
+from basicsr.data.loaders import CountedBatches, build_degradation, build_train_loader, check_datasets
 from basicsr.dry_run import dry_run
 from basicsr.evaluation import Evaluation
 from basicsr.launch import launched, start_terminal, start_trackers
@@ -50,15 +50,16 @@ def train(opt: Options, accelerator, auto_resume: bool) -> int:
     """The whole run; returns the exit status: 0, or 128 plus the signal that stopped it early."""
     loader, dataset = build_train_loader(opt, accelerator.process_index, accelerator.num_processes)
     check_datasets([dataset])
+    degrade = build_degradation(opt, accelerator.device, accelerator.num_processes)
     seed_all(derived_seed(opt.manual_seed))  # the same first weights on every process
     model = build_model(opt).prepare(accelerator)
     evaluation = Evaluation(opt, model, accelerator) if opt.val.val_freq else None
     per_iteration = loader.batch_sampler.batch_size * accelerator.num_processes * opt.train.gradient_accumulation_steps
     experiment = Experiment(opt, accelerator, resume=auto_resume or bool(opt.path.resume_state))
-    iteration, samples = experiment.resume(model, auto_resume, per_iteration)
+    iteration, samples = experiment.resume(model, auto_resume, per_iteration, degrade)
     start_trackers(opt, accelerator)
     describe(opt, model, dataset, per_iteration)
-    batches, skipped, last = CountedBatches(loader, accelerator.device, samples), 0, opt.train.total_iter
+    batches, skipped, last = CountedBatches(loader, accelerator.device, samples, degrade), 0, opt.train.total_iter
     experiment.clock.begin(iteration)
     bar = tqdm(
         total=last, initial=iteration, unit='it', disable=not sys.stderr.isatty() or not accelerator.is_main_process
@@ -80,9 +81,9 @@ def train(opt: Options, accelerator, auto_resume: bool) -> int:
             if due(iteration, opt.val.val_freq, last):
                 validate(evaluation, experiment, model, iteration)
             if due(iteration, opt.logger.save_checkpoint_freq, last):
-                experiment.save(model, iteration, batches.samples, batches.epoch)
+                experiment.save(model, iteration, batches.samples, batches.epoch, batches.training_state())
         if number := stop.asked():
-            experiment.save(model, iteration, batches.samples, batches.epoch)
+            experiment.save(model, iteration, batches.samples, batches.epoch, batches.training_state())
             LOGGER.info(
                 'stopped by signal %d after iteration %d, which is saved: go on with --auto_resume', number, iteration
             )

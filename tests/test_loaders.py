@@ -182,13 +182,14 @@ def test_a_seeded_block_leaves_every_generator_as_it_was():
 
 
 def test_a_sample_is_the_same_whatever_was_drawn_before():
-    dataset = SeededDataset(BehavingDataset('draws'), 3)
+    dataset = SeededDataset(BehavingDataset('draws'), 3, 8)
     first = dataset[0, 4, 2]
     seed_all(99)
     again = dataset[0, 4, 2]
     assert torch.equal(first['lq'], again['lq']) and first['n'] == again['n']
-    others = [dataset[1, 4, 2], dataset[0, 5, 2], SeededDataset(BehavingDataset('draws'), 4)[0, 4, 2]]
+    others = [dataset[1, 4, 2], dataset[0, 5, 2], SeededDataset(BehavingDataset('draws'), 4, 8)[0, 4, 2]]
     assert all(other['n'] != first['n'] and not torch.equal(other['lq'], first['lq']) for other in others)
+    assert [item['number'] for item in (first, *others)] == [4, 12, 5, 4]
 
 
 # ---- training

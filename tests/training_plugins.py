@@ -8,6 +8,7 @@ import io
 import os
 import signal
 import subprocess
+import time
 from pathlib import Path
 
 import torch
@@ -75,6 +76,7 @@ def moment(name: str) -> None:
         for number in os.environ['SIGNAL'].split(','):
             if int(number) < 0:  # as from a terminal, by a process outside the group
                 subprocess.run(['kill', number, '--', f'-{os.getpgid(0)}'], start_new_session=True, check=True)
+                time.sleep(0.5)  # another thread may get it, which a busy machine may not run at once
             else:
                 os.kill(os.getpid(), int(number))
                 signal.getsignal(int(number))  # a bytecode or two, in which Python calls its handler
@@ -107,7 +109,7 @@ def _watch() -> None:
         log(self, iteration, *values)
         moment(f'iteration {iteration} is logged')
 
-    def saved_by_all(self: experiment.Experiment, model: object, iteration: int, *counts: int) -> None:
+    def saved_by_all(self: experiment.Experiment, model: object, iteration: int, *counts: object) -> None:
         if os.environ.get('SAVE_EVERY_RANK'):
             save(model.networks(), f'rank{self.accelerator.process_index}_{iteration}.pth')
         save_states(self, model, iteration, *counts)

@@ -6,10 +6,11 @@ import time
 from collections.abc import Iterable, Iterator
 
 import torch
+from torch import nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from basicsr.utils.options import DatasetOptions, Options
-from basicsr.utils.registry import DATASET_REGISTRY, OptionError, UserError
+from basicsr.utils.registry import DATASET_REGISTRY, DEGRADATION_REGISTRY, OptionError, UserError
 from basicsr.utils.seeding import derived_seed, seeded
 from basicsr.utils.signals import leave_stopping_to_the_parent
 
@@ -66,15 +67,21 @@ class EndlessBatches:
 
 
 class SeededDataset(Dataset):
-    """A data set whose random draws, from whatever generator, depend on (seed, epoch, draw) alone."""
+    """A data set whose random draws, from whatever generator, depend on (seed, epoch, draw) alone.
 
-    def __init__(self, dataset: Dataset, seed: int):
-        self.dataset, self.seed = dataset, seed
+    An item's `number` counts the samples of the run: what is drawn later, on the device, depends on (seed, number).
+
+    Args:
+        per_epoch: draws in an epoch.
+    """
+
+    def __init__(self, dataset: Dataset, seed: int, per_epoch: int):
+        self.dataset, self.seed, self.per_epoch = dataset, seed, per_epoch
 
     def __getitem__(self, key: tuple[int, int, int]) -> dict:
         epoch, draw, index = key
         with seeded(self.seed, epoch, draw):
-            return self.dataset[index]
+            return {**self.dataset[index], 'number': epoch * self.per_epoch + draw}
 
 
 def build_train_loader(opt: Options, rank: int, world: int) -> tuple[DataLoader, Dataset]:
@@ -89,7 +96,7 @@ def build_train_loader(opt: Options, rank: int, world: int) -> tuple[DataLoader,
     )
     workers = options.num_worker_per_gpu
     loader = DataLoader(
-        SeededDataset(dataset, opt.manual_seed),
+        SeededDataset(dataset, opt.manual_seed, batches.total),
         batch_sampler=batches,
         num_workers=workers,
         pin_memory=options.pin_memory and torch.cuda.is_available(),
@@ -97,6 +104,18 @@ def build_train_loader(opt: Options, rank: int, world: int) -> tuple[DataLoader,
         worker_init_fn=_start_worker,
     )
     return loader, dataset
+
+
+def build_degradation(opt: Options, device: torch.device, world: int) -> nn.Module | None:
+    """The per-batch degradation of the section `degradation:` on a device; None where data sets give lq themselves."""
+    if opt.degradation is None:
+        return None
+    batch = next(options.batch_size_per_gpu for label, options in opt.datasets.items() if label.startswith('train'))
+    given = {'scale': opt.scale, 'seed': opt.manual_seed, 'global_batch': batch * world}
+    try:
+        return DEGRADATION_REGISTRY.build(opt.degradation, **given).to(device)
+    except OptionError as error:
+        raise OptionError(f'degradation: {error}', ('degradation', *error.key)) from None
 
 
 def build_eval_loaders(opt: Options, rank: int, world: int) -> dict[str, DataLoader]:
@@ -121,16 +140,20 @@ def own_words(error: Exception) -> str:
 
 
 class CountedBatches:
-    """The batches of an endless loader on a device. Raises DataError, in one line, for what a data set says of a file.
+    """The batches of an endless loader on a device, degraded there if a degradation is given.
+
+    Raises DataError, in one line, for what a data set says of a file.
 
     samples: how many all processes took since the run began; epoch: how often that is the whole set; waited: seconds
     spent on waiting for batches; files: of the latest batch.
 
     Args:
         samples: to begin with; the loader goes on behind them.
+        degrade: makes the lq of a batch that has gt only.
     """
 
-    def __init__(self, loader: DataLoader, device: torch.device, samples: int = 0):
+    def __init__(self, loader: DataLoader, device: torch.device, samples: int = 0, degrade: nn.Module | None = None):
+        self.degrade = degrade
         self.sampler, self.device, self.samples, self.waited = loader.batch_sampler, device, samples, 0.0
         self.sampler.start, self.files = samples, []
         self._batches = iter(loader)
@@ -141,17 +164,27 @@ class CountedBatches:
     def __next__(self) -> dict:
         started = time.perf_counter()
         batch = {
-            k: v.to(self.device, non_blocking=True) if isinstance(v, torch.Tensor) else v
+            k: v.to(self.device, non_blocking=True) if isinstance(v, torch.Tensor) and k != 'number' else v
             for k, v in self._fetched().items()
         }
         self.waited += time.perf_counter() - started
         self.samples += self.sampler.batch_size * self.sampler.world
         self.files = list(batch.get('gt_path', batch.get('lq_path', ())))
-        return batch
+        if (self.degrade is None) != ('lq' in batch):
+            raise DataError(
+                'the training set gives gt only: the option file needs a section `degradation:`'
+                if self.degrade is None
+                else 'the training set gives lq already: the section `degradation:` is for sets that give gt only'
+            )
+        return batch if self.degrade is None else self.degrade(batch)
 
     @property
     def epoch(self) -> int:
         return self.samples // self.sampler.total
+
+    def training_state(self) -> dict:
+        """What this process alone has of the samples so far, such as a pair pool; empty if nothing."""
+        return {} if self.degrade is None else self.degrade.training_state()
 
     def _fetched(self) -> dict:
         try:

@@ -63,7 +63,7 @@ class Experiment:
             for folder in (self.models, self.states):
                 folder.mkdir(parents=True, exist_ok=True)
                 tempfile.TemporaryFile(dir=folder).close()  # refused now rather than at the first checkpoint
-                for left_over in folder.glob('.*.tmp'):  # by a killed run
+                for left_over in folder.rglob('.*.tmp'):  # by a killed run
                     left_over.unlink()
             start_logging(True, self.folder / f'train_{self.opt.name}_{stamp}.log')
             if self.opt.text:
@@ -87,25 +87,28 @@ class Experiment:
         if not is_listed(path):
             return 'it was not finished (manifest.json does not list it)'
         try:
-            files = read_checkpoint(path).get('networks', [])
+            state = read_checkpoint(path)
         except CheckpointError as error:
             return str(error).removeprefix(f'{path}: ')
-        for name in files:
-            file = self.models / name
+        own = [self._own_file(path.parent, rank, path.stem) for rank in range(state.get('processes', 0))]
+        for file in (*(self.models / name for name in state.get('networks', [])), *own):
             if not file.is_file() or not is_listed(file):
                 return f'{file} is missing'
             if fault := checksum_fault(file):
                 return f'{file} is {fault}'
         return ''
 
-    def resume(self, model: Any, auto_resume: bool, per_iteration: int) -> tuple[int, int]:
+    def resume(self, model: Any, auto_resume: bool, per_iteration: int, degrade: Any = None) -> tuple[int, int]:
         """Go on from the newest complete state (auto_resume), else from path:resume_state, else begin.
 
-        Networks, averages, optimizers and schedules are put back as they were; returns the iterations done and the
-        samples consumed. A state of BasicSR's own has no number of samples: it had `per_iteration` in each.
+        Networks, averages, optimizers, schedules and the pair pool of `degrade` are put back as they were; returns the
+        iterations done and the samples consumed. A state of BasicSR's own has no number of samples: it had
+        `per_iteration` in each.
         """
         path = (self.latest_state() if auto_resume else None) or self.opt.path.resume_state
         state = self._restored(model, Path(path)) if path else {'iter': 0}
+        if path and degrade is not None:
+            self._restore_own(degrade, Path(path), state.get('processes', 0))
         if self.accelerator.is_main_process:
             self._forget_records_after(state['iter'])
         if path:
@@ -133,6 +136,17 @@ class Experiment:
         self.best = state.get('best', {})
         return state
 
+    def _restore_own(self, degrade: Any, path: Path, processes: int) -> None:
+        rank = self.accelerator.process_index
+        if rank < processes:
+            degrade.load_training_state(read_checkpoint(self._own_file(path.parent, rank, path.stem)))
+        elif processes or degrade.training_state():
+            logger.warning('%s has no pair pool for process %d: it begins with an empty one', path, rank)
+
+    def _own_file(self, states: Path, rank: int, iteration: int | str) -> Path:
+        """Where a process keeps what it alone has: a folder of its own, so that nobody shares its manifest."""
+        return states / f'process_{rank}' / f'{iteration}.pth'
+
     def _forget_records_after(self, iteration: int) -> None:
         """Drop from metrics.jsonl what a killed run did after its last state, and a line that it did not finish."""
         path = self.folder / 'metrics.jsonl'
@@ -140,8 +154,17 @@ class Experiment:
             kept = [line for line in path.read_text(encoding='utf-8').splitlines() if _iteration_of(line) <= iteration]
             write_atomically(path, lambda file: file.write(''.join(line + '\n' for line in kept).encode()))
 
-    def save(self, model: Any, iteration: int, samples: int, epoch: int) -> None:
-        """Write all that is needed to go on exactly. Raises CheckpointError if the disk refuses; older states stay."""
+    def save(self, model: Any, iteration: int, samples: int, epoch: int, own: dict | None = None) -> None:
+        """Write all that is needed to go on exactly. Raises CheckpointError if the disk refuses; older states stay.
+
+        Args:
+            own: what each process alone has; all of them give something or nothing.
+        """
+        if own and iteration != self._saved:
+            file = self._own_file(self.states, self.accelerator.process_index, iteration)
+            file.parent.mkdir(exist_ok=True)
+            write_checkpoint(file, own)
+            self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process and iteration != self._saved:
             networks = model.networks()
             _refuse_nonfinite(networks)
@@ -160,12 +183,13 @@ class Experiment:
                 **model.training_state(),
                 'samples': samples,
                 'networks': files,
+                'processes': self.accelerator.num_processes if own else 0,
                 'best': self.best,
                 'seed': self.opt.manual_seed,
             }
             write_checkpoint(self.states / f'{iteration}.state', state)
             self._prune(iteration)
-            self._saved = iteration
+        self._saved = iteration
         self.accelerator.wait_for_everyone()
 
     def save_latest(self, model: Any) -> None:
@@ -183,7 +207,7 @@ class Experiment:
         numbers = {int(n) for n in (name.rpartition('_')[2] for name in names) if n.isdecimal()}
         for number in sorted(n for n in numbers if n <= iteration)[: -self.opt.logger.keep_last]:
             remove_checkpoint(self.states / f'{number}.state')
-            for path in self.models.glob(f'net_*_{number}.*'):
+            for path in (*self.models.glob(f'net_*_{number}.*'), *self.states.glob(f'process_*/{number}.pth')):
                 remove_checkpoint(path)
 
     def log(self, iteration: int, epoch: int, rates: list[float], losses: dict[str, torch.Tensor]) -> None:

@@ -176,6 +176,8 @@ def _check_components(options: Options, moved: dict) -> None:
         raise OptionError(str(error), ('train' if {*error.key} & {*moved} else 'model', *error.key)) from None
     for label, section in options.networks.items():
         with_context((f'network_{label}',), lambda s=section: _check_network(s, options.scale))
+    if options.degradation is not None:
+        with_context(('degradation',), lambda: _check_degradation(options.degradation))
     for label in options.path.ignore_resume_networks:
         known = [f'network_{name}' for name in options.networks]
         with_context(
@@ -215,6 +217,17 @@ def _check_dataset(label: str, dataset: DatasetOptions, options: Options) -> Non
                 f'training needs a gt_size that is a multiple of the scale {options.scale}, got {size!r}', ('gt_size',)
             )
     registry.DATASET_REGISTRY.check(dataset.options, given)
+
+
+def _check_degradation(section: dict) -> None:
+    """It works on batches: those on single images belong to a data set."""
+    registry.DEGRADATION_REGISTRY.check(section, ('scale', 'seed', 'global_batch'))
+    entry = registry.DEGRADATION_REGISTRY.get(section['type'])
+    if not hasattr(entry, 'forward'):
+        raise OptionError(
+            f'{entry.__name__} degrades single images: name it in datasets:train:degradation of a DegradedImageDataset',
+            ('type',),
+        )
 
 
 def _check_metric(section: dict) -> None:

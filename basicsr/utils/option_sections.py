@@ -119,6 +119,7 @@ class Options(Section):
     custom_imports: list[str] = []  # Python files or modules that register networks, data sets, losses of their own
     datasets: dict[str, DatasetOptions] = {}
     networks: dict[str, dict]
+    degradation: dict | None = None  # of batches, on the device: a registered degradation and its options
     model: dict = {}
     path: PathOptions = PathOptions()
     train: TrainOptions | None = None
