@@ -4,10 +4,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from golden_case import load_case
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from oracles import imresize_reference
+from PIL import Image
 
-from basicsr.data.degradations.resize import imresize
+from basicsr.data.degradations.resize import imresize, pillow_resize, resize_and_center_crop
 
 
 def noise(*shape: int) -> np.ndarray:
@@ -103,3 +106,62 @@ def test_the_resized_tensor_passes_gradients():
 def test_what_cannot_be_resized_is_refused(image, scale):
     with pytest.raises(ValueError, match='imresize needs'):
         imresize(image, scale)
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    height=st.integers(40, 70),
+    width=st.integers(40, 70),
+    channels=st.integers(0, 4),
+    scale=st.sampled_from([1 / 4, 1 / 3, 0.37, 0.5, 0.7, 1.5, 2, 3, 4]),
+    dtype=st.sampled_from([np.float32, np.float64]),
+)
+def test_images_equal_the_loop_over_lines_and_channels(height, width, channels, scale, dtype):
+    image = noise(*(height, width, channels)[: 3 if channels else 2]).astype(dtype)
+    resized, expected = imresize(image, scale), imresize_reference.imresize(image, scale)
+    assert resized.dtype == expected.dtype == dtype and resized.shape == expected.shape
+    np.testing.assert_allclose(resized, expected, rtol=0, atol=1e-6 if dtype is np.float32 else 1e-13)
+
+
+def test_strided_images_are_read_as_they_look():
+    image = noise(40, 30, 3)
+    np.testing.assert_array_equal(imresize(image[::2, ::-1], 0.5), imresize(image[::2, ::-1].copy(), 0.5))
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    height=st.integers(3, 40),
+    width=st.integers(3, 40),
+    size=st.integers(2, 40),
+    resample=st.sampled_from(['bicubic', 'bilinear']),
+)
+def test_resizing_and_cropping_equals_torchvision_on_pillow_images(height, width, size, resample):
+    functional = pytest.importorskip('torchvision.transforms.functional')
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    image = functional.resize(Image.fromarray(pixels), size, functional.InterpolationMode(resample))
+    expected = np.asarray(functional.center_crop(image, size))
+    np.testing.assert_array_equal(resize_and_center_crop(pixels, size, resample), expected)
+
+
+@pytest.mark.parametrize('name', ['resize_bicubic', 'resize_bilinear', 'resize_upscale', 'resize_width_equal'])
+def test_equals_what_sr3_published(name):
+    case = load_case('sr3', name)
+    small, large = case.args['sizes']
+    pixels, resample = case.inputs['image'].astype(np.uint8), case.args['resample']
+    lr, hr = (resize_and_center_crop(pixels, size, resample, published_width_test=True) for size in (small, large))
+    made = {'lr': lr, 'hr': hr, 'sr': resize_and_center_crop(lr, large, resample)}
+    for key, ours in made.items():
+        np.testing.assert_array_equal(ours, case.arrays[key])
+
+
+def test_an_image_of_the_wanted_width_is_cut_to_a_square_unless_the_published_test_is_asked_for():
+    pixels = np.random.default_rng(0).integers(0, 256, (11, 8, 3), dtype=np.uint8)
+    np.testing.assert_array_equal(resize_and_center_crop(pixels, 8), pixels[2:10])  # 1.5 goes to the even side
+    np.testing.assert_array_equal(resize_and_center_crop(pixels, 8, published_width_test=True), pixels)
+
+
+def test_pillow_takes_bytes_and_known_filters_only():
+    with pytest.raises(ValueError, match='takes uint8'):
+        pillow_resize(noise(4, 4), 2, 2)
+    with pytest.raises(ValueError, match=r'lanczos.*known: bicubic, bilinear'):
+        pillow_resize(np.zeros((4, 4), np.uint8), 2, 2, 'lanczos')

@@ -20,9 +20,18 @@ def imresize(image: np.ndarray | Tensor, scale: float, antialiasing: bool = True
         return _resize_tensor(image, scale, antialiasing)
     if image.ndim not in (2, 3) or not np.issubdtype(image.dtype, np.floating) or 0 in image.shape:
         raise ValueError(f'imresize needs a floating-point array (h, w) or (h, w, c), got {image.dtype} {image.shape}')
-    rows, columns = (_matrix(side, scale, antialiasing).astype(image.dtype, copy=False) for side in image.shape[:2])
-    resized = (rows @ image.reshape(len(image), -1)).reshape(-1, *image.shape[1:])
-    return resized @ columns.T if image.ndim == 2 else columns @ resized
+    height, width = image.shape[:2]
+    channels = image.shape[2] if image.ndim == 3 else 1
+    kind = antialiasing, image.dtype.str
+    lines, pixels = image.reshape(height, -1), _blocks(height, scale, 1, *kind)
+    rows = np.empty((pixels[-1][0].stop, width * channels), image.dtype)
+    for made, used, weights in pixels:
+        np.matmul(weights, lines[used], out=rows[made])
+    pixels = _blocks(width, scale, channels, *kind)
+    resized = np.empty((len(rows), pixels[-1][0].stop), image.dtype)
+    for made, used, weights in pixels:
+        np.matmul(rows[:, used], weights.T, out=resized[:, made])
+    return resized.reshape(len(rows), -1, *image.shape[2:])
 
 
 def _resize_tensor(image: Tensor, scale: float, antialiasing: bool) -> Tensor:
@@ -32,23 +41,49 @@ def _resize_tensor(image: Tensor, scale: float, antialiasing: bool) -> Tensor:
     return rows @ image @ columns.T
 
 
-@lru_cache(maxsize=32)
+@lru_cache(maxsize=8)
 def _matrix(side: int, scale: float, antialiasing: bool) -> np.ndarray:
     """What each of the `side` pixels of a line adds to each resized pixel: float64 (ceil(side * scale), side)."""
+    matrix = _dense(*_taps(side, scale, antialiasing), side)
+    matrix.flags.writeable = False  # the cache hands the same array to everybody
+    return matrix
+
+
+@lru_cache(maxsize=32)
+def _blocks(side: int, scale: float, channels: int, antialiasing: bool, dtype: str) -> list[tuple]:
+    """The matrix in parts that hold all its entries but few zeros: (places made, places used, weights).
+
+    With several channels, places are those of a line of interleaved pixels: products need no transposed copies then.
+    """
+    places, weights = _taps(side, scale, antialiasing)
+    count, blocks = max(8, round(8 * scale)), []  # measured: smaller ones cost calls, larger ones hold more zeros
+    for start in range(0, len(places), count):
+        part = places[start : start + count]
+        first, end = int(part.min()), int(part.max()) + 1
+        block = _dense(part - first, weights[start : start + count], end - first)
+        made = slice(start * channels, (start + len(part)) * channels)
+        used = slice(first * channels, end * channels)
+        blocks.append((made, used, np.kron(block, np.eye(channels)).astype(dtype)))
+    return blocks
+
+
+def _taps(side: int, scale: float, antialiasing: bool) -> tuple[np.ndarray, np.ndarray]:
+    """The pixels of a line that each resized pixel is made of, (ceil(side * scale), taps), and their weights."""
     stretch = min(scale, 1) if antialiasing else 1
     width = 4 / stretch
-    out = math.ceil(side * scale)
     # Pixel centres of the resized line, in the 1-based coordinates of the line.
-    centre = np.arange(1, out + 1) / scale + 0.5 * (1 - 1 / scale)
+    centre = np.arange(1, math.ceil(side * scale) + 1) / scale + 0.5 * (1 - 1 / scale)
     taps = np.floor(centre - width / 2)[:, None] + np.arange(math.ceil(width) + 2)
     weights = _cubic((centre[:, None] - taps) * stretch)
     weights /= weights.sum(1, keepdims=True)
     # The line continues as its mirror image, edge pixel repeated, as often as the taps need.
-    mirrored = (taps.astype(np.int64) - 1) % (2 * side)
-    mirrored = np.where(mirrored < side, mirrored, 2 * side - 1 - mirrored)
-    matrix = np.zeros((out, side))
-    np.add.at(matrix, (np.arange(out)[:, None], mirrored), weights)
-    matrix.flags.writeable = False  # the cache hands the same array to everybody
+    places = (taps.astype(np.int64) - 1) % (2 * side)
+    return np.where(places < side, places, 2 * side - 1 - places), weights
+
+
+def _dense(places: np.ndarray, weights: np.ndarray, side: int) -> np.ndarray:
+    matrix = np.zeros((len(places), side))
+    np.add.at(matrix, (np.arange(len(places))[:, None], places), weights)
     return matrix
 
 
