@@ -17,6 +17,7 @@ from basicsr.utils.image_codec import (
     encode,
     expected_format,
     header_size,
+    jpeg_round_trip,
 )
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     'decoded_size',
     'header_size',
     'img2tensor',
+    'jpeg_round_trip',
     'make_grid',
     'min_max_scale',
     'read_image',

@@ -116,6 +116,14 @@ def encode(array: np.ndarray, suffix: str, icc: bytes | None = None, quality: in
     return buffer.getvalue()
 
 
+def jpeg_round_trip(pixels: np.ndarray, quality: int) -> np.ndarray:
+    """(h, w, 3) uint8 RGB written as JPEG by OpenCV, chroma subsampled as it does by default, and read again."""
+    import cv2
+
+    encoded = cv2.imencode('.jpg', cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
+    return cv2.cvtColor(cv2.imdecode(encoded, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+
+
 @contextmanager
 def _errors_about(data: bytes, name: str) -> Iterator[None]:
     if not data:
