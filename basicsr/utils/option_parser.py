@@ -22,34 +22,17 @@ from basicsr.utils.option_sections import (
     whole,
 )
 from basicsr.utils.plugins import import_plugins
+from basicsr.utils.published_options import (
+    GIVEN_TO_DEGRADATIONS,
+    MODEL_OPTIONS_OF_TRAIN,
+    REPLACED,
+    published_model,
+)
 from basicsr.utils.registry import OptionError, argument_model, check_arguments, first_fault, reject_unknown
 
 logger = logging.getLogger('basicsr')
 
-# Model names of the published option files -> this project's model and the options that make it behave alike.
-PUBLISHED_MODELS: dict[str, tuple[str, dict]] = {
-    'ATDModel': ('SRModel', {}),
-    'SwinIRModel': ('SRModel', {}),
-    'SRGANModel': ('SRModel', {}),
-    'ESRGANModel': ('SRModel', {'relativistic': True}),
-}
-
-# Keys of BasicSR's files that have no effect here -> what does their work.
-REPLACED = {
-    ('num_gpu',): '`accelerate launch --num_processes N` (or torchrun) chooses the devices',
-    ('dist_params',): '`accelerate launch` (or torchrun) sets up the process group',
-    ('bsz',): 'it only holds an anchor; batch sizes are read from the data sets',
-    ('datasets', '*', 'prefetch_mode'): 'the loader always prefetches, from pinned memory on a GPU',
-    ('datasets', '*', 'persistent_workers'): 'workers live as long as the run',
-    ('datasets', '*', 'num_prefetch_queue'): 'the loader chooses its own queue',
-    ('datasets', '*', 'use_shuffle'): 'training always shuffles, validation never does',
-    ('datasets', '*', 'phase'): 'the name of the data set entry says it',
-    ('datasets', '*', 'scale'): 'the scale at the top of the file is used',
-    ('logger', 'save_latest_freq'): 'save_checkpoint_freq and keep_last say what is kept',
-}
-
 MADE_BY_THE_PROGRAM = {'is_train', 'file', 'text', 'networks'}  # of Options, not keys of a file
-MODEL_OPTIONS_OF_TRAIN = ('net_d_iters', 'net_d_init_iters')  # BasicSR's place of these options
 
 
 class OptionParser:
@@ -62,16 +45,16 @@ class OptionParser:
         """The checked options. Raises OptionError for the first fault."""
         self._drop_replaced()
         tree = {key: value for key, value in self.tree.items() if value is not None}  # an empty key is an absent one
+        model_type, extra = published_model(tree)
         networks = [key for key in tree if key.startswith('network_')]
         reject_unknown(tree, {*Options.model_fields, 'network_g', *networks} - MADE_BY_THE_PROGRAM, 'option')
         for key in ('name', 'model_type'):
             if key not in tree:
                 raise OptionError(f'option {key!r} is missing')
         check_name(tree['name'], 'an experiment', ('name',))
-        if not isinstance(tree['model_type'], str):
-            raise OptionError(f'should be the name of a model, got {tree["model_type"]!r}', ('model_type',))
+        if not isinstance(model_type, str):
+            raise OptionError(f'should be the name of a model, got {model_type!r}', ('model_type',))
         networks = {key.removeprefix('network_'): _section(tree, key) for key in networks}
-        model_type, extra = PUBLISHED_MODELS.get(tree['model_type'], (tree['model_type'], {}))
         train = _section(tree, 'train')
         moved = {key: whole(train.pop(key)) for key in MODEL_OPTIONS_OF_TRAIN if key in train}
         parts = {
@@ -221,7 +204,7 @@ def _check_dataset(label: str, dataset: DatasetOptions, options: Options) -> Non
 
 def _check_degradation(section: dict) -> None:
     """It works on batches: those on single images belong to a data set."""
-    registry.DEGRADATION_REGISTRY.check(section, ('scale', 'seed', 'global_batch'))
+    registry.DEGRADATION_REGISTRY.check(section, GIVEN_TO_DEGRADATIONS)
     entry = registry.DEGRADATION_REGISTRY.get(section['type'])
     if not hasattr(entry, 'forward'):
         raise OptionError(
@@ -251,8 +234,9 @@ def _check_training(options: Options, train: TrainOptions, model: type) -> None:
             [f'optim_{k}' for k in train.optims], optims, 'optimizer, which are named as the networks are'
         ),
     )
-    if 'g' not in train.optims:
-        raise OptionError("option 'optim_g' is missing", ('train',))
+    for label in model.always_trained:
+        if label not in train.optims:
+            raise OptionError(f"option 'optim_{label}' is missing", ('train',))
     for label, section in train.optims.items():
         with_context(('train', f'optim_{label}'), lambda s=section: _check_optimizer(s))
     if train.scheduler is not None:
