@@ -8,11 +8,11 @@ import numpy as np
 from pydantic import PositiveInt
 from torch.utils.data import Dataset
 
-from basicsr.data.paths import measured, paired_names, read_meta_info
+from basicsr.data.paths import paired_names, read_meta_info
 from basicsr.data.storage import DISK, IoBackend, open_storage
 from basicsr.data.transforms import augment, draw_flips, paired_random_crop
 from basicsr.utils.color import rgb_to_ycbcr
-from basicsr.utils.image import decode_pixels, scaled_to_float, to_tensor
+from basicsr.utils.image import scaled_to_float, to_tensor
 from basicsr.utils.registry import DATASET_REGISTRY, OptionError
 
 
@@ -68,7 +68,7 @@ class PairedImageDataset(Dataset):
     def __getitem__(self, index: int) -> dict:
         gt_name, lq_name = self.pairs[index]
         gt_path, lq_path = self.gt.path(gt_name), self.lq.path(lq_name)
-        gt, lq = decode_pixels(self.gt.read(gt_name), gt_path), decode_pixels(self.lq.read(lq_name), lq_path)
+        gt, lq = self.gt.pixels(gt_name), self.lq.pixels(lq_name)
         if self.phase == 'train':
             try:
                 lq, gt = paired_random_crop(lq, gt, self.gt_size, self.scale, random)
@@ -91,7 +91,7 @@ class PairedImageDataset(Dataset):
     def _fault(self, gt_name: str, lq_name: str, thorough: bool) -> str:
         gt_path, lq_path = self.gt.path(gt_name), self.lq.path(lq_name)
         try:
-            gt, lq = measured(self.gt, gt_name, thorough), measured(self.lq, lq_name, thorough)
+            gt, lq = self.gt.size(gt_name, thorough), self.lq.size(lq_name, thorough)
         except ValueError as error:
             return str(error)
         wanted = lq[0] * self.scale, lq[1] * self.scale

@@ -5,12 +5,10 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
 from basicsr.data.storage import FolderStorage, LmdbStorage
-from basicsr.utils.image import IMAGE_SUFFIXES, decoded_size, header_size
+from basicsr.utils.image import IMAGE_SUFFIXES
 from basicsr.utils.registry import OptionError
 
 Storage = FolderStorage | LmdbStorage
-
-HEADER_BYTES = 1 << 16  # enough for nearly every image file; the others are read whole
 
 
 def read_meta_info(path: str) -> list[str]:
@@ -77,13 +75,7 @@ def paired_names(
 
 def measured(storage: Storage, name: str, thorough: bool) -> tuple[int, int]:
     """(width, height) of an image, from its header or from decoding it. Raises ValueError that names it."""
-    path = storage.path(name)
-    if thorough:
-        return decoded_size(storage.read(name), path)
-    try:
-        return header_size(storage.read(name, HEADER_BYTES), path)
-    except ValueError:
-        return header_size(storage.read(name), path)
+    return storage.size(name, thorough)
 
 
 def _check_template(template: str) -> None:

@@ -7,9 +7,8 @@ from pydantic import PositiveInt
 from torch.utils.data import Dataset
 
 from basicsr.data.paired_image_dataset import check_normalisation, finished_tensor
-from basicsr.data.paths import measured, present_names, read_meta_info
+from basicsr.data.paths import present_names, read_meta_info
 from basicsr.data.storage import DISK, IoBackend, open_storage
-from basicsr.utils.image import decode_pixels
 from basicsr.utils.registry import DATASET_REGISTRY
 
 
@@ -42,9 +41,9 @@ class SingleImageDataset(Dataset):
         return len(self.names)
 
     def __getitem__(self, index: int) -> dict:
-        path = self.lq.path(self.names[index])
-        pixels = decode_pixels(self.lq.read(self.names[index]), path)
-        return {'lq': finished_tensor(pixels, self.color, self.mean, self.std), 'lq_path': path}
+        name = self.names[index]
+        lq = finished_tensor(self.lq.pixels(name), self.color, self.mean, self.std)
+        return {'lq': lq, 'lq_path': self.lq.path(name)}
 
     def faults(self, thorough: bool) -> list[str]:
         """What is wrong with each image that cannot be used; `thorough` decodes whole images, else headers are read."""
@@ -54,7 +53,7 @@ class SingleImageDataset(Dataset):
 
     def _fault(self, name: str, thorough: bool) -> str:
         try:
-            measured(self.lq, name, thorough)
+            self.lq.size(name, thorough)
         except ValueError as error:
             return str(error)
         return ''

@@ -3,13 +3,15 @@
 import os
 import re
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import pydantic
 
-from basicsr.utils.image import IMAGE_SUFFIXES
+from basicsr.utils.image import IMAGE_SUFFIXES, decode_pixels, decoded_size, header_size
 from basicsr.utils.registry import OptionError, check_arguments, reject_unknown, suggestion
 
 # The handles of LMDBs that this process has opened. LMDB allows one handle of a file in a process and none that was
@@ -17,8 +19,41 @@ from basicsr.utils.registry import OptionError, check_arguments, reject_unknown,
 _environments: dict[str, Any] = {}
 _reading = threading.RLock()
 
+HEADER_BYTES = 1 << 16  # enough for nearly every image file; the others are read whole
 
-class FolderStorage:
+
+class EncodedStorage(ABC):
+    """What folders and LMDBs share: they hold image files, which are decoded when pixels are asked for."""
+
+    root: Path
+
+    def pixels(self, name: str) -> np.ndarray:
+        """An image as (h, w, 3) RGB, uint8 or uint16 (float files: float32 in [0, 1]), perhaps read-only.
+
+        Alpha is dropped, gray repeated. Raises ValueError that names the image.
+        """
+        return decode_pixels(self.read(name), self.path(name))
+
+    def size(self, name: str, thorough: bool) -> tuple[int, int]:
+        """(width, height) of an image, from its header or from decoding it. Raises ValueError that names it."""
+        path = self.path(name)
+        if thorough:
+            return decoded_size(self.read(name), path)
+        try:
+            return header_size(self.read(name, HEADER_BYTES), path)
+        except ValueError:
+            return header_size(self.read(name), path)
+
+    @abstractmethod
+    def read(self, name: str, limit: int = -1) -> bytes:
+        """The bytes of one image file, the first `limit` of them if that is given. Raises ValueError that names it."""
+
+    def path(self, name: str) -> str:
+        """Where the image is, for messages."""
+        return str(self.root / name)
+
+
+class FolderStorage(EncodedStorage):
     """The images below a folder, by their relative paths with suffix, sorted."""
 
     def __init__(self, root: str):
@@ -36,18 +71,14 @@ class FolderStorage:
         )
 
     def read(self, name: str, limit: int = -1) -> bytes:
-        """The bytes of one file, the first `limit` of them if that is given. Raises ValueError that names it."""
         try:
             with (self.root / name).open('rb') as file:
                 return file.read(limit)
         except OSError as error:
             raise ValueError(f'{self.path(name)}: {error.strerror}') from None
 
-    def path(self, name: str) -> str:
-        return str(self.root / name)
 
-
-class LmdbStorage:
+class LmdbStorage(EncodedStorage):
     """An LMDB of encoded images: keys are relative paths without `.png`, listed in its meta_info.txt."""
 
     def __init__(self, root: str, readonly: bool = True, lock: bool = False, readahead: bool = False):
@@ -64,7 +95,6 @@ class LmdbStorage:
         return [_key(line) for line in lines if line.strip()]
 
     def read(self, name: str, limit: int = -1) -> bytes:
-        """The bytes of one image, the first `limit` of them if that is given. Raises ValueError that names it."""
         import lmdb
 
         try:
@@ -75,9 +105,6 @@ class LmdbStorage:
         if value is None:
             raise ValueError(f'{self.path(name)}: the LMDB has no such key')
         return value if limit < 0 else value[:limit]
-
-    def path(self, name: str) -> str:
-        return f'{self.root}/{name}'
 
     def _environment(self) -> Any:
         import lmdb
