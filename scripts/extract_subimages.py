@@ -4,23 +4,29 @@
     python scripts/extract_subimages.py --input DIV2K_train_LR_bicubic/X4 --output X4_sub --crop 120 --step 60
 
 A scale at the end of a name (0001x4.png) is left out, so that lq and gt get equal names. Images smaller than the crop
-are kept whole.
+are kept whole. Pixels stay as they are: 8 or 16 bits, gray or colour, with alpha if there is any. A sub-image that is
+there with the right pixels is kept, so a stopped run may be started again.
 """
 
-import argparse
-import os
 import re
-import sys
 from collections.abc import Iterator, Sequence
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 
-from tqdm import tqdm
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from basicsr.utils.image import IMAGE_SUFFIXES, read_image, to_tensor, to_uint8, write_image
+import numpy as np
+from preparing import (
+    Parser,
+    Source,
+    check_folders,
+    clashes,
+    encoded_png,
+    read_pixels,
+    refuse,
+    run_jobs,
+    survey,
+    whole,
+    write_atomic,
+)
 
 
 def starts(length: int, crop: int, step: int, thresh: int) -> list[int]:
@@ -38,48 +44,64 @@ def windows(height: int, width: int, crop: int, step: int, thresh: int = 0) -> I
             yield top, left
 
 
-def extract(path: Path, output: Path, crop: int, step: int, thresh: int) -> int:
+def stem(source: Source) -> str:
+    """What the names of its sub-images begin with."""
+    return re.sub(r'x[2348]$', '', source.path.stem)
+
+
+def extract(source: Source, output: Path, crop: int, step: int, thresh: int, compression: int) -> int:
     """Write the sub-images of one image; returns their number."""
-    image = read_image(path)
-    stem = re.sub(r'x[2348]$', '', path.stem)
-    number = 0
+    image, number = read_pixels(source.path).array, 0
+    if image.dtype == np.float32:
+        raise ValueError(f'{source.path} has float values, which PNG cannot hold')
     for number, (top, left) in enumerate(windows(*image.shape[:2], crop, step, thresh), start=1):
-        part = image[top : top + crop, left : left + crop]
-        write_image(output / f'{stem}_s{number:03d}.png', to_uint8(to_tensor(part)))
+        part, path = image[top : top + crop, left : left + crop], output / f'{stem(source)}_s{number:03d}.png'
+        if not holds(path, part):
+            write_atomic(path, encoded_png(part, compression))
     return number
 
 
-def extract_folder(folder: Path, output: Path, crop: int, step: int, thresh: int = 0, workers: int = 1) -> int:
-    """Write the sub-images of every image of `folder`; returns their number. Raises ValueError if there are none."""
-    paths = sorted(path for path in folder.glob('*') if path.suffix.lower() in IMAGE_SUFFIXES)
-    if not paths:
-        raise ValueError(f'no images in {folder}')
-    job = partial(extract, output=output, crop=crop, step=step, thresh=thresh)
-    progress = partial(tqdm, total=len(paths), desc='sub-images', unit='image')
-    if workers == 1:
-        return sum(progress(map(job, paths)))
-    with get_context('spawn').Pool(workers) as pool:
-        return sum(progress(pool.imap_unordered(job, paths)))
+def holds(path: Path, pixels: np.ndarray) -> bool:
+    """Whether a file is an image of just these pixels."""
+    try:
+        return path.is_file() and np.array_equal(read_pixels(path).array, pixels)
+    except ValueError:
+        return False
+
+
+def left_over(source: Source, output: Path, crop: int, step: int, thresh: int) -> list[str]:
+    """What is wrong with the output folder: a sub-image beyond the last of this cut, which training would use."""
+    count = len(list(windows(source.height, source.width, crop, step, thresh)))
+    path = output / f'{stem(source)}_s{count + 1:03d}.png'
+    return [f'{path}: there from another crop or step; delete it, or give a new folder'] if path.exists() else []
+
+
+def extract_folder(
+    folder: Path, output: Path, crop: int, step: int, thresh: int = 0, workers: int = 1, compression: int = 3
+) -> int:
+    """Write the sub-images of every image of `folder`; returns their number. Raises UserError that lists all faults."""
+    check_folders(folder, [output])
+    cut = {'output': output, 'crop': crop, 'step': step, 'thresh': thresh}
+    sources, faults = survey(folder)
+    leftovers = [fault for source in sources for fault in left_over(source, **cut)]
+    refuse([*faults, *clashes(sources, stem), *leftovers])
+    job = partial(extract, **cut, compression=compression)
+    return sum(count for _, count in run_jobs(job, sources, workers, 'sub-images'))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument('--input', type=Path, required=True, help='folder of images')
     parser.add_argument('--output', type=Path, required=True, help='folder for the sub-images (PNG)')
-    parser.add_argument('--crop', type=int, required=True, help='side of a sub-image')
-    parser.add_argument('--step', type=int, required=True, help='distance of two sub-images')
-    parser.add_argument('--thresh', type=int, default=0, help='pixels at an end that may be left out (default: 0)')
-    parser.add_argument('--workers', type=int, default=os.cpu_count() or 1, help='processes (default: all cores)')
+    parser.add_argument('--crop', type=whole(1), required=True, help='side of a sub-image')
+    parser.add_argument('--step', type=whole(1), required=True, help='distance of two sub-images')
+    parser.add_argument('--thresh', type=whole(0), default=0, help='pixels at an end that may be left out (default: 0)')
+    parser.add_argument('--compression', type=int, choices=range(10), default=3, help='of PNG, 0 to 9 (default: 3)')
+    parser.add_workers()
     args = parser.parse_args(arguments)
-    if min(args.crop, args.step, args.workers) < 1 or args.thresh < 0:
-        parser.error('--crop, --step and --workers must be at least 1, --thresh at least 0')
-    if args.input.resolve() == args.output.resolve():
-        parser.error('--output must be another folder than --input')
-    try:
-        count = extract_folder(args.input, args.output, args.crop, args.step, args.thresh, args.workers)
-    except (OSError, ValueError) as error:
-        parser.exit(1, f'{parser.prog}: {error}\n')
-    print(f'{count} sub-images in {args.output}')
+    with parser.faults_in_words():
+        options = args.crop, args.step, args.thresh, args.workers, args.compression
+        print(f'{extract_folder(args.input, args.output, *options)} sub-images in {args.output}')
 
 
 if __name__ == '__main__':

@@ -8,26 +8,14 @@ stopped run may be started again and any number of workers gives the same files.
 shapes that hide one another: their statistics are close to those of photographs (Lee, Mumford and Huang, IJCV 2001).
 """
 
-import argparse
 import os
-import sys
 from collections.abc import Sequence
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
-from typing import NoReturn
 
-import cv2
 from PIL import Image, PngImagePlugin
+from preparing import Parser, run_jobs, whole
 from procedural_drawings import KINDS, VERSION, render
-from tqdm import tqdm
-
-
-class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line; the scripts that prepare data share it."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f'{self.prog}: {message}\n')
 
 
 def is_made(path: Path, recipe: str, size: int) -> bool:
@@ -42,7 +30,6 @@ def is_made(path: Path, recipe: str, size: int) -> bool:
 
 def make(index: int, out: Path, size: int, seed: int, kinds: Sequence[str]) -> None:
     """Write image `index` into `out` unless it is there already; never leaves half a file under the final name."""
-    cv2.setNumThreads(0)
     path = out / f'procedural_{index:06d}.png'
     recipe = f'v{VERSION} seed {seed} index {index} size {size} kinds {",".join(kinds)}'
     if is_made(path, recipe, size):
@@ -60,41 +47,27 @@ def make_images(
     """Make images 0 to num - 1 in the folder `out`, by `workers` processes."""
     out.mkdir(parents=True, exist_ok=True)
     job = partial(make, out=out, size=size, seed=seed, kinds=tuple(kinds))
-    progress = partial(tqdm, total=num, desc='procedural images', unit='image')
-    if workers == 1:
-        for index in progress(range(num)):
-            job(index)
-        return
-    with get_context('spawn').Pool(workers) as pool:
-        for _ in progress(pool.imap_unordered(job, range(num), chunksize=4)):
-            pass
+    for _ in run_jobs(job, range(num), workers, 'procedural images'):
+        pass
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument('--out', type=Path, required=True, help='folder for procedural_000000.png, ...')
-    parser.add_argument('--num', type=int, default=600, help='number of images (default 600)')
-    parser.add_argument('--size', type=int, default=256, help='side in pixels, 32 to 2048 (default 256)')
-    parser.add_argument('--seed', type=int, default=0, help='another seed gives other images (default 0)')
+    parser.add_argument('--num', type=whole(1), default=600, help='number of images (default 600)')
+    parser.add_argument('--size', type=whole(32), default=256, help='side in pixels, 32 to 2048 (default 256)')
+    parser.add_argument('--seed', type=whole(0), default=0, help='another seed gives other images (default 0)')
     parser.add_argument('--kinds', nargs='+', default=list(KINDS), metavar='KIND', help=f'some of: {" ".join(KINDS)}')
-    parser.add_argument('--workers', type=int, default=os.cpu_count() or 1, help='processes (default: all cores)')
+    parser.add_workers()
     args = parser.parse_args(arguments)
     unknown = [kind for kind in args.kinds if kind not in KINDS]
-    faults = [
-        (unknown, f'--kinds: {" ".join(unknown)} not known; known: {" ".join(KINDS)}'),
-        (args.num < 1, f'--num must be at least 1, got {args.num}'),
-        (not 32 <= args.size <= 2048, f'--size must be 32 to 2048, got {args.size}'),
-        (args.seed < 0, f'--seed must be at least 0, got {args.seed}'),
-        (args.workers < 1, f'--workers must be at least 1, got {args.workers}'),
-    ]
-    for wrong, message in faults:
-        if wrong:
-            parser.error(message)
-    try:
+    if unknown:
+        parser.error(f'--kinds: {" ".join(unknown)} not known; known: {" ".join(KINDS)}')
+    if args.size > 2048:
+        parser.error(f'--size must be 32 to 2048, got {args.size}')
+    with parser.faults_in_words():
         make_images(args.out, args.num, args.size, args.seed, args.kinds, args.workers)
-    except OSError as error:
-        parser.exit(1, f'{parser.prog}: cannot write to {args.out}: {error}\n')
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    main()
