@@ -157,11 +157,11 @@ def train_here(opt: Any, resume: bool = False) -> int:
 def _fresh_process() -> Iterator[None]:
     threads, random_state = torch.get_num_threads(), torch.get_rng_state()
     torch.set_num_threads(1)
-    _forget_accelerate()
+    forget_accelerate()
     try:
         yield
     finally:
-        _forget_accelerate()
+        forget_accelerate()
         torch.set_num_threads(threads)
         torch.set_rng_state(random_state)
         for handler in LOGGER.handlers[:]:
@@ -169,7 +169,7 @@ def _fresh_process() -> Iterator[None]:
             LOGGER.removeHandler(handler)
 
 
-def _forget_accelerate() -> None:
+def forget_accelerate() -> None:
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
 

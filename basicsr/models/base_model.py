@@ -25,6 +25,8 @@ class BaseModel:
 
     loss_names: tuple[str, ...] = ()
     training_only: tuple[str, ...] = ('d',)  # networks that restoring does not need
+    always_trained: tuple[str, ...] = ('g',)  # networks that every training needs an optimizer for
+    averaged: tuple[str, ...] = ('g',)  # networks that ema_decay averages, where they are trained
     size_multiple = 1
 
     def __init__(self, opt: Options):
@@ -189,7 +191,8 @@ class BaseModel:
             source = self.opt.path.pretrained.get(label)
             if source:
                 load_pretrained(net, source, source.param_key)
-            if label == 'g' and self.opt.is_train and self.opt.train.ema_decay:
+            train = self.opt.train
+            if label in self.averaged and train is not None and train.ema_decay and label in train.optims:
                 self.averages[label] = WeightAverage(net, self.opt.train.ema_decay)
                 if source:  # what the file lacks was drawn once, by the network: the average starts from the same
                     load_pretrained(self.averages[label].net, source, 'params_ema', like=net)

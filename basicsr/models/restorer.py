@@ -24,6 +24,7 @@ class Restorer:
         overlap: pixels that neighbouring tiles share and blend; at most half a tile is used.
         tile_batch: tiles restored at once.
         self_ensemble: the mean over the eight flips and transpositions of lq, for eight times the work.
+        maps: the result has the model's maps (see its `restore_with_maps`) as further channels; values in [0, 1].
         dtype: 'fp32', 'bf16' or 'fp16' (by autocast), or 'auto': bf16 on a CUDA device that has it, else fp32.
     Out of memory, it halves tile_batch, then tile, keeps what fits for the images that follow, and says so once.
     """
@@ -36,6 +37,7 @@ class Restorer:
         tile_batch: int = 1,
         self_ensemble: bool = False,
         dtype: str = 'fp32',
+        maps: bool = False,
     ):
         if tile < 0 or overlap < 0 or tile_batch < 1:
             raise UserError(
@@ -43,8 +45,10 @@ class Restorer:
             )
         if dtype not in ('auto', *DTYPES):
             raise UserError(f'{dtype!r} is not a known dtype; known: auto, {", ".join(DTYPES)}')
+        if maps and not hasattr(model, 'restore_with_maps'):
+            raise UserError(f'{type(model).__name__} has no maps: only models with several predictions (D2C-SR) have')
         self.model, self.tile, self.overlap, self.tile_batch = model, tile, overlap, tile_batch
-        self.self_ensemble = self_ensemble
+        self.self_ensemble, self.maps = self_ensemble, maps
         self.dtype = automatic_dtype(model.device) if dtype == 'auto' else dtype
 
     @torch.inference_mode()
@@ -97,7 +101,8 @@ class Restorer:
         while True:
             kind = self.model.device.type
             with torch.autocast(kind, DTYPES[self.dtype], enabled=self.dtype != 'fp32'):
-                sr = self.model.restore(lq, **context).float()
+                restore = self.model.restore_with_maps if self.maps else self.model.restore
+                sr = restore(lq, **context).float()
             if torch.isfinite(sr).all():
                 return sr
             if self.dtype == 'fp32':
