@@ -13,7 +13,14 @@ from pathlib import Path
 sys.path[:1] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
 
 import torch  # noqa: E402
-from reference import atd_cases, core_images, core_losses, core_training, data_cases  # noqa: E402, F401 (they register)
+from reference import (  # noqa: E402, F401 (they register)
+    atd_cases,
+    core_images,
+    core_losses,
+    core_training,
+    d2c_training_cases,
+    data_cases,
+)
 from reference.case import load  # noqa: E402
 from reference.checking import Verdict, judge  # noqa: E402
 

@@ -6,7 +6,14 @@ import sys
 import numpy as np
 import pytest
 from golden_case import GOLDEN
-from reference import atd_cases, core_images, core_losses, core_training, data_cases  # noqa: F401 (they register)
+from reference import (  # noqa: F401 (they register)
+    atd_cases,
+    core_images,
+    core_losses,
+    core_training,
+    d2c_training_cases,
+    data_cases,
+)
 from reference.case import load
 from reference.checking import error_in_tolerances, judge
 
