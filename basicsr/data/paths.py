@@ -4,11 +4,9 @@ import re
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
-from basicsr.data.storage import FolderStorage, LmdbStorage
+from basicsr.data.storage import Storage
 from basicsr.utils.image import IMAGE_SUFFIXES
 from basicsr.utils.registry import OptionError
-
-Storage = FolderStorage | LmdbStorage
 
 
 def read_meta_info(path: str) -> list[str]:

@@ -1,16 +1,19 @@
-"""Where image files lie: a folder, or an LMDB as BasicSR writes it; both give bytes by name."""
+"""Where images lie: a folder, an LMDB as BasicSR or SR3 writes it, a packed store; all give pixels by name."""
 
 import os
 import re
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import pydantic
 
+from basicsr.data.packed import PackedStorage
+from basicsr.data.storage_kinds import refuse_other_kind
 from basicsr.utils.image import IMAGE_SUFFIXES, decode_pixels, decoded_size, header_size
 from basicsr.utils.registry import OptionError, check_arguments, reject_unknown, suggestion
 
@@ -58,10 +61,9 @@ class FolderStorage(EncodedStorage):
 
     def __init__(self, root: str):
         self.root = Path(root)
+        refuse_other_kind(self.root, 'disk')
         if not self.root.is_dir():
             raise OptionError(f'{root}: no such folder')
-        if (self.root / 'data.mdb').is_file():
-            raise OptionError(f'{root}: is an LMDB, which io_backend: {{type: lmdb}} reads')
 
     def names(self) -> list[str]:
         return sorted(
@@ -78,12 +80,41 @@ class FolderStorage(EncodedStorage):
             raise ValueError(f'{self.path(name)}: {error.strerror}') from None
 
 
-class LmdbStorage(EncodedStorage):
-    """An LMDB of encoded images: keys are relative paths without `.png`, listed in its meta_info.txt."""
+class _LmdbReader(EncodedStorage):
+    """Images in the LMDB environment `folder`: the key of a name is `prefix` and the name, as UTF-8."""
+
+    def __init__(self, root: str, folder: Path, prefix: str, settings: dict[str, bool]):
+        self.root, self.folder, self.prefix, self.settings = Path(root), folder, prefix, settings
+
+    def read(self, name: str, limit: int = -1) -> bytes:
+        with self._transaction(self.path(name)) as transaction:
+            value = transaction.get((self.prefix + name).encode('utf-8'))
+        if value is None:
+            raise ValueError(f'{self.path(name)}: the LMDB has no such key')
+        return value if limit < 0 else value[:limit]
+
+    @contextmanager
+    def _transaction(self, path: str) -> Iterator[Any]:
+        """Reading inside raises ValueError, with `path`, for an LMDB that is damaged."""
+        import lmdb
+
+        place = str(self.folder.resolve())
+        try:
+            with _reading:
+                if place not in _environments:
+                    _environments[place] = lmdb.open(place, subdir=True, max_readers=512, **self.settings)
+                with _environments[place].begin(write=False) as transaction:
+                    yield transaction
+        except lmdb.Error as error:
+            raise ValueError(f'{path}: cannot be read: {error}') from None
+
+
+class LmdbStorage(_LmdbReader):
+    """An LMDB of encoded images in BasicSR's layout: keys are paths without `.png`, listed in its meta_info.txt."""
 
     def __init__(self, root: str, readonly: bool = True, lock: bool = False, readahead: bool = False):
-        self.root = Path(root)
-        self.settings = {'readonly': readonly, 'lock': lock, 'readahead': readahead}
+        super().__init__(root, Path(root), '', {'readonly': readonly, 'lock': lock, 'readahead': readahead})
+        refuse_other_kind(self.root, 'lmdb')
         if self.root.suffix != '.lmdb' or not (self.root / 'meta_info.txt').is_file():
             raise OptionError(f'{root}: an LMDB is a folder NAME.lmdb with data.mdb and meta_info.txt')
 
@@ -94,28 +125,46 @@ class LmdbStorage(EncodedStorage):
             raise OptionError(f'{self.root / "meta_info.txt"}: cannot be read: {error}') from None
         return [_key(line) for line in lines if line.strip()]
 
-    def read(self, name: str, limit: int = -1) -> bytes:
-        import lmdb
 
+class Sr3LmdbStorage(_LmdbReader):
+    """One part of an LMDB in SR3's layout (keys such as hr_128_00000, no meta_info.txt), named as if it were a folder.
+
+    Args:
+        root: `ffhq_16_128/hr_128` is what the keys of the LMDB `ffhq_16_128` hold that begin with `hr_128_`.
+    """
+
+    def __init__(self, root: str, readonly: bool = True, lock: bool = False, readahead: bool = False):
+        place = Path(root)
+        settings = {'readonly': readonly, 'lock': lock, 'readahead': readahead}
+        super().__init__(root, place.parent, f'{place.name}_', settings)
+        refuse_other_kind(place, 'sr3_lmdb')
+        if place.exists() or not (self.folder / 'data.mdb').is_file():
+            raise OptionError(
+                f"{root}: an LMDB in SR3's layout is a folder ROOT with data.mdb, whose parts are named "
+                'ROOT/hr_128, ROOT/sr_16_128, ROOT/lr_16 (with its own numbers)'
+            )
+
+    def names(self) -> list[str]:
+        """Sorted. Raises OptionError for an LMDB that is damaged or does not hold as many images as it says."""
         try:
-            with _reading, self._environment().begin(write=False) as transaction:
-                value = transaction.get(name.encode('utf-8'))
-        except lmdb.Error as error:
-            raise ValueError(f'{self.path(name)}: cannot be read: {error}') from None
-        if value is None:
-            raise ValueError(f'{self.path(name)}: the LMDB has no such key')
-        return value if limit < 0 else value[:limit]
+            with self._transaction(str(self.folder)) as transaction:
+                length = transaction.get(b'length', b'').decode('ascii', 'replace')
+                keys = [key.decode('utf-8', 'replace') for key in transaction.cursor().iternext(values=False)]
+        except ValueError as error:
+            raise OptionError(str(error)) from None
+        names = sorted(key[len(self.prefix) :] for key in keys if key.startswith(self.prefix))
+        if not names:
+            parts = {match[1] for key in keys if (match := re.match(r'((?:hr|lr)_\d+|sr_\d+_\d+)_', key))}
+            raise OptionError(
+                f'{self.root}: {self.folder} has no such part; it has {", ".join(sorted(parts)) or "none"}'
+            )
+        if length != str(len(names)):
+            raise OptionError(f'{self.root}: the LMDB holds {len(names)} images where it says {length or "nothing"}')
+        return names
 
-    def _environment(self) -> Any:
-        import lmdb
 
-        place = str(self.root.resolve())
-        if place not in _environments:
-            _environments[place] = lmdb.open(place, subdir=True, max_readers=512, **self.settings)
-        return _environments[place]
-
-
-STORAGES = {'disk': FolderStorage, 'lmdb': LmdbStorage}
+STORAGES = {'disk': FolderStorage, 'lmdb': LmdbStorage, 'sr3_lmdb': Sr3LmdbStorage, 'packed': PackedStorage}
+Storage = FolderStorage | LmdbStorage | Sr3LmdbStorage | PackedStorage
 
 
 def checked_backend(io_backend: dict) -> dict:
@@ -134,8 +183,8 @@ IoBackend = Annotated[dict, pydantic.AfterValidator(checked_backend)]
 DISK = {'type': 'disk'}
 
 
-def open_storage(root: str, io_backend: dict) -> FolderStorage | LmdbStorage:
-    """The storage of `root` as `io_backend` (`type: disk` or `type: lmdb` and its settings) says."""
+def open_storage(root: str, io_backend: dict) -> Storage:
+    """The storage of `root` as `io_backend` (a `type` of STORAGES and its settings) says."""
     options = {key: value for key, value in checked_backend(io_backend).items() if key != 'type'}
     return STORAGES[io_backend['type']](root, **options)
 
