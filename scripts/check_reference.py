@@ -15,6 +15,7 @@ sys.path[:1] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve
 import torch  # noqa: E402
 from reference import (  # noqa: E402, F401 (they register)
     atd_cases,
+    bsrgan_cases,
     core_images,
     core_losses,
     core_training,

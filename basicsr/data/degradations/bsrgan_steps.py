@@ -149,7 +149,8 @@ class Poisson:
     seed: int
 
     def applied_to(self, image: np.ndarray) -> np.ndarray:
-        exact = eight_bits(image) if self.kind == 'color' else eight_bits(image @ np.float32(LUMA))
+        image = eight_bits(image)
+        exact = image if self.kind == 'color' else eight_bits(image @ np.float32(LUMA))
         counts = np.random.default_rng(self.seed).poisson(exact * self.values)
         return with_poisson(image, counts, self.values)
 
@@ -217,9 +218,12 @@ def with_speckle(image: np.ndarray, noise: np.ndarray) -> np.ndarray:
 
 
 def with_poisson(image: np.ndarray, counts: np.ndarray, values: float) -> np.ndarray:
-    """The image made of counts (h, w, 3), or the luma's noise, of counts (h, w), added to it; clipped to [0, 1]."""
+    """The image made of counts (h, w, 3), or the luma's noise, of counts (h, w), added to it; clipped to [0, 1].
+
+    The image has 8 bits.
+    """
     shot = (counts / values).astype(np.float32)
     if counts.ndim == 3:
         return np.clip(shot, 0, 1, out=shot)
     gray = eight_bits(image @ np.float32(LUMA))
-    return with_noise(eight_bits(image), (shot - gray)[..., None])
+    return with_noise(image, (shot - gray)[..., None])
