@@ -17,7 +17,7 @@ import argparse
 import torch
 
 from basicsr.models.restorer import DTYPES, Restorer
-from basicsr.restoring import Outcome, load_model, restore_pictures, score_table
+from basicsr.restoring import WHITE_SPREAD, Outcome, check_map_files, load_model, restore_pictures, score_table
 from basicsr.utils.cli import run
 from basicsr.utils.image import MAX_PIXELS
 from basicsr.utils.messages import LOGGER, start_logging
@@ -41,6 +41,8 @@ def main() -> int:
     folder = Path(args.output or Path('results/inference') / (name or Path(args.opt).stem))
     sources = find_pictures(args.input)
     jobs = plan_outputs(sources, folder, args.suffix, args.ext, args.existing)
+    if args.save_uncertainty:
+        check_map_files(jobs)
     gt = find_partners([job.source for job in jobs], Path(args.gt)) if args.gt else {}
     prepare_folder(folder)
     state = process_state(args.device)
@@ -49,7 +51,8 @@ def main() -> int:
         device = state.device if state else chosen_device(args.device)
         model = load_model(name, args.opt, args.weights, args.offline).to(device)
         settings = {'tile': args.tile, 'overlap': args.overlap, 'tile_batch': args.tile_batch}
-        restorer = Restorer(model, **settings, self_ensemble=args.self_ensemble, dtype=args.dtype)
+        settings |= {'self_ensemble': args.self_ensemble, 'maps': args.save_uncertainty}
+        restorer = Restorer(model, **settings, dtype=args.dtype)
         LOGGER.info(
             '%s (x%d) on %s%s in %s: %d pictures -> %s',
             name or args.opt,
@@ -94,6 +97,13 @@ def parse_arguments() -> argparse.Namespace:
     add('--overlap', type=int, default=32, metavar='N', help='pixels that tiles share and blend (32)')
     add('--tile-batch', type=int, default=1, metavar='N', help='tiles restored at once (1)')
     add('--self-ensemble', action='store_true', help='mean over eight flips and turns: a little better, 8x the work')
+    add(
+        '--save-uncertainty',
+        action='store_true',
+        help='models with several predictions (D2C-SR): also write NAME_uncertainty.png, the standard deviation of the'
+        f' predictions, mean of the colours (black 0, white {WHITE_SPREAD:g} or more, where the picture has 0 to 1),'
+        ' and NAME_weights.png, how much each of the four counts (black 0, white 1; branches 11, 12 above 21, 22)',
+    )
     add('--gt', metavar='FOLDER', help='ground truth of the same names: print PSNR and SSIM next to those of bicubic')
     add('--ext', default='auto', type=extension, help='format of the results (png, jpg, tif, ...); auto: as the input')
     add('--suffix', default='', help='added to the names of the results')

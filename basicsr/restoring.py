@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+import torch
 from torch import Tensor
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -15,7 +17,7 @@ from basicsr.models import build_model
 from basicsr.models.base_model import BaseModel
 from basicsr.models.restorer import Restorer
 from basicsr.utils.download import local_path
-from basicsr.utils.image import read_image, to_tensor
+from basicsr.utils.image import read_image, to_tensor, to_uint8, write_image
 from basicsr.utils.messages import LOGGER
 from basicsr.utils.options import load_options
 from basicsr.utils.picture import Picture
@@ -26,6 +28,7 @@ from basicsr.utils.zoo import find_model
 
 logger = logging.getLogger(__name__)
 BROKEN = (ValueError, OSError, MemoryError, ArithmeticError, RuntimeError)  # what one picture may fail with
+WHITE_SPREAD = 0.1  # of the range from black to white: what the picture of the uncertainty shows as white
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
@@ -93,18 +96,49 @@ def restore_picture(
 ) -> Outcome:
     """Restore and write one picture, and score it against its ground truth."""
     picture = Picture.read(job.source, max_pixels)
-    sr = restorer(picture.lq, progress)
+    restored = restorer(picture.lq, progress)
+    sr, maps = restored[:, :3], restored[:, 3:]
     alpha = None
     if picture.alpha is not None and picture.alpha.min() < picture.alpha.max():
-        alpha = restorer(picture.alpha.expand(-1, 3, -1, -1))  # edges of alpha must be as sharp as those of the colours
+        # Edges of alpha must be as sharp as those of the colours.
+        alpha = restorer(picture.alpha.expand(-1, 3, -1, -1))[:, :3]
     scale = restorer.model.scale
     picture.save(job.target, sr, scale, alpha)
+    if restorer.maps:
+        for path, image in zip(map_files(job.target), map_pictures(maps), strict=True):
+            write_image(path, image)
     if gt is None:
         return Outcome(job)
     reference = _reference(gt, sr, scale)
     metrics = build_metrics(metric_sections('sr_y', {}, scale))
     bicubic = imresize(picture.lq, scale)
     return Outcome(job, '', score(metrics, sr, reference), score(metrics, bicubic, reference))
+
+
+def map_files(target: Path) -> list[Path]:
+    """Where the maps of the picture that is written as `target` go."""
+    return [target.with_name(f'{target.stem}_{what}.png') for what in ('uncertainty', 'weights')]
+
+
+def check_map_files(jobs: Sequence[Job]) -> None:
+    """Raise UserError for a map that would take the place of a picture or of another map."""
+    owners = {job.target.name.casefold(): job.target for job in jobs}
+    inputs = {job.source.resolve() for job in jobs}
+    for job in jobs:
+        for path in map_files(job.target):
+            other = owners.setdefault(path.name.casefold(), job.target)
+            if other != job.target or path.resolve() in inputs:
+                raise UserError(f'{path}, a map of {job.source}, would overwrite another file: rename the picture')
+
+
+def map_pictures(maps: Tensor) -> list[np.ndarray]:
+    """(1, 1 + 4, h, w) -> two gray pictures: the spread, (h, w), and the weights of the branches, (2h, 2w).
+
+    White is a spread of WHITE_SPREAD or more, and a weight of 1. Branches 11 and 12 are above 21 and 22.
+    """
+    spread, weights = maps[:, :1] / WHITE_SPREAD, maps[:, 1:]
+    rows = [torch.cat(list(pair.split(1, 1)), 3) for pair in weights.split(2, 1)]
+    return [to_uint8(image)[..., 0] for image in (spread, torch.cat(rows, 2))]
 
 
 def score_table(outcomes: Sequence[Outcome]) -> str:
