@@ -222,6 +222,9 @@ def test_jpeg_keeps_the_order_of_the_channels_and_gets_better_with_quality():
     source = (picture(32, 32) * 255).astype(np.uint8)
     errors = [np.abs(jpeg_round_trip(source, quality).astype(int) - source).mean() for quality in (10, 50, 95)]
     assert errors == sorted(errors, reverse=True)
+    with pytest.raises(ValueError, match='at most 65500 pixels a side, not 65501x1'):
+        jpeg_round_trip(np.zeros((1, 65501, 3), np.uint8), 95)
+    assert jpeg_round_trip(np.zeros((65500, 1, 3), np.uint8), 95).shape == (65500, 1, 3)
 
 
 # ---- whole degradations

@@ -117,9 +117,14 @@ def encode(array: np.ndarray, suffix: str, icc: bytes | None = None, quality: in
 
 
 def jpeg_round_trip(pixels: np.ndarray, quality: int) -> np.ndarray:
-    """(h, w, 3) uint8 RGB written as JPEG by OpenCV, chroma subsampled as it does by default, and read again."""
+    """(h, w, 3) uint8 RGB written as JPEG by OpenCV, chroma subsampled as it does by default, and read again.
+
+    Raises ValueError for sides beyond what libjpeg writes.
+    """
     import cv2
 
+    if max(pixels.shape) > 65500:
+        raise ValueError(f'JPEG holds at most 65500 pixels a side, not {pixels.shape[1]}x{pixels.shape[0]}')
     encoded = cv2.imencode('.jpg', cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
     return cv2.cvtColor(cv2.imdecode(encoded, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
 
