@@ -17,6 +17,7 @@ import torch
 from tqdm import tqdm
 
 from basicsr.data.loaders import CountedBatches, build_degradation, build_train_loader, check_datasets
+from basicsr.data.streams import stream_of
 from basicsr.dry_run import dry_run
 from basicsr.evaluation import Evaluation
 from basicsr.launch import launched, start_terminal, start_trackers
@@ -54,7 +55,7 @@ def train(opt: Options, accelerator, auto_resume: bool) -> int:
     seed_all(derived_seed(opt.manual_seed))  # the same first weights on every process
     model = build_model(opt).prepare(accelerator)
     evaluation = Evaluation(opt, model, accelerator) if opt.val.val_freq else None
-    per_iteration = loader.batch_sampler.batch_size * accelerator.num_processes * opt.train.gradient_accumulation_steps
+    per_iteration = stream_of(loader).batch_size * accelerator.num_processes * opt.train.gradient_accumulation_steps
     experiment = Experiment(opt, accelerator, resume=auto_resume or bool(opt.path.resume_state))
     iteration, samples = experiment.resume(model, auto_resume, per_iteration, degrade)
     start_trackers(opt, accelerator)

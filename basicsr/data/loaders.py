@@ -7,8 +7,9 @@ from collections.abc import Iterable, Iterator
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
+from basicsr.data.streams import shard_source, stream_of
 from basicsr.utils.options import DatasetOptions, Options
 from basicsr.utils.registry import DATASET_REGISTRY, DEGRADATION_REGISTRY, OptionError, UserError
 from basicsr.utils.seeding import derived_seed, seeded
@@ -51,6 +52,10 @@ class EndlessBatches:
         self.size, self.total = size, max(1, math.ceil(size * ratio))
         self.batch_size, self.seed, self.rank, self.world, self.start = batch_size, seed, rank, world, start
 
+    def go_on_from(self, samples: int) -> None:
+        """Begin behind so many samples of all processes."""
+        self.start = samples
+
     def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
         epoch, order, position = -1, None, self.start
         while True:
@@ -91,13 +96,16 @@ def build_train_loader(opt: Options, rank: int, world: int) -> tuple[DataLoader,
         raise OptionError(f'one training set is needed, got {", ".join(labels) or "none"}', ('datasets',))
     options = opt.datasets[labels[0]]
     dataset = build_dataset(options, labels[0], opt.scale)
-    batches = EndlessBatches(
-        len(dataset), options.dataset_enlarge_ratio, options.batch_size_per_gpu, opt.manual_seed, rank, world
-    )
     workers = options.num_worker_per_gpu
+    if isinstance(dataset, IterableDataset):
+        source = shard_source(dataset, options, opt.manual_seed, rank, world)
+    else:
+        batches = EndlessBatches(
+            len(dataset), options.dataset_enlarge_ratio, options.batch_size_per_gpu, opt.manual_seed, rank, world
+        )
+        source = {'dataset': SeededDataset(dataset, opt.manual_seed, batches.total), 'batch_sampler': batches}
     loader = DataLoader(
-        SeededDataset(dataset, opt.manual_seed, batches.total),
-        batch_sampler=batches,
+        **source,
         num_workers=workers,
         pin_memory=options.pin_memory and torch.cuda.is_available(),
         timeout=options.timeout if workers else 0,
@@ -154,8 +162,9 @@ class CountedBatches:
 
     def __init__(self, loader: DataLoader, device: torch.device, samples: int = 0, degrade: nn.Module | None = None):
         self.degrade = degrade
-        self.sampler, self.device, self.samples, self.waited = loader.batch_sampler, device, samples, 0.0
-        self.sampler.start, self.files = samples, []
+        self.stream, self.device, self.samples, self.waited = stream_of(loader), device, samples, 0.0
+        self.stream.go_on_from(samples)
+        self.files = []
         self._batches = iter(loader)
 
     def __iter__(self) -> 'CountedBatches':
@@ -168,7 +177,7 @@ class CountedBatches:
             for k, v in self._fetched().items()
         }
         self.waited += time.perf_counter() - started
-        self.samples += self.sampler.batch_size * self.sampler.world
+        self.samples += self.stream.batch_size * self.stream.world
         self.files = list(batch.get('gt_path', batch.get('lq_path', ())))
         if (self.degrade is None) != ('lq' in batch):
             raise DataError(
@@ -180,7 +189,7 @@ class CountedBatches:
 
     @property
     def epoch(self) -> int:
-        return self.samples // self.sampler.total
+        return self.samples // self.stream.total
 
     def training_state(self) -> dict:
         """What this process alone has of the samples so far, such as a pair pool; empty if nothing."""
