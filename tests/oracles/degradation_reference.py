@@ -145,25 +145,25 @@ def distinct_values(image: Tensor) -> Tensor:
     return image.new_tensor([2 ** math.ceil(math.log2(count)) for count in counts]).view(-1, 1, 1, 1)
 
 
-def poisson_rates(image: Tensor, gray: Tensor | None = None) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
-    """Rates of color (b, 3, h, w) and gray (b, 1, h, w) counts, and the values v of each, (b, 1, 1, 1).
+def poisson_rates(image: Tensor, gray: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """Rates of color counts (b, 3, h, w) and their values v (b, 1, 1, 1), then those of gray counts (b, 1, h, w).
 
     What is gray is None if flags (b,) are given and none is set.
     """
     color = eight_bit(image)
     values = distinct_values(color)
     if gray is not None and not gray.sum() > 0:
-        return color * values, None, values, None
+        return color * values, values, None, None
     luma = eight_bit(gray_of(image))
     gray_values = distinct_values(luma)
-    return color * values, luma * gray_values, values, gray_values
+    return color * values, values, luma * gray_values, gray_values
 
 
 def poisson_noise(
     rates: tuple, scale: Tensor, gray: Tensor, color_counts: Tensor, gray_counts: Tensor | None
 ) -> Tensor:
     """Noise of (b, 3, h, w) to be added; scale (b,), gray (b,) flags, counts drawn with `poisson_rates`."""
-    color, luma, values, gray_values = rates
+    color, values, luma, gray_values = rates
     b = len(color)
     gray = gray.view(b, 1, 1, 1).float()
     noise = color_counts / values - color / values  # the image: v is a power of 2
