@@ -21,6 +21,8 @@ from reference import (  # noqa: E402, F401 (they register)
     core_training,
     d2c_training_cases,
     data_cases,
+    degradation_cases,
+    realesrgan_cases,
 )
 from reference.case import load  # noqa: E402
 from reference.checking import Verdict, judge  # noqa: E402

@@ -13,6 +13,8 @@ from reference import (  # noqa: F401 (they register)
     core_training,
     d2c_training_cases,
     data_cases,
+    degradation_cases,
+    realesrgan_cases,
 )
 from reference.case import load
 from reference.checking import error_in_tolerances, judge
