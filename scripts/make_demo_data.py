@@ -6,16 +6,15 @@
 --train cuts sub-images of the photographs in testset/train/gt, draws procedural images and makes lq_x2 and lq_x4.
 """
 
-import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from make_lq import make_folder
-from make_procedural_images import Parser, make_images
+from make_procedural_images import make_images
 from PIL import Image
+from preparing import Parser, UserError, whole
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from basicsr.data.degradations.resize import imresize
@@ -54,7 +53,7 @@ def photograph(name: str) -> np.ndarray:
     try:
         import skimage
     except ImportError:
-        raise ValueError('--testset takes its photographs from scikit-image: pip install scikit-image') from None
+        raise UserError('--testset takes its photographs from scikit-image: pip install scikit-image') from None
     return read_image(Path(skimage.__file__).parent / 'data' / name)
 
 
@@ -119,7 +118,7 @@ def make_sub_images(photographs: Path, out: Path) -> None:
 def make_train(out: Path, photographs: Path, num: int, workers: int) -> None:
     """The training set: out/gt with sub-images and `num` procedural images, out/lq_x2 and out/lq_x4."""
     if not any(photographs.glob('*.png')):
-        raise ValueError(f'no photographs in {photographs}; make them with --testset testset')
+        raise UserError(f'no photographs in {photographs}; make them with --testset testset')
     make_sub_images(photographs, out / 'gt')
     make_images(out / 'gt', num, SUB_IMAGE, workers=workers)
     for scale in (2, 4):
@@ -127,27 +126,19 @@ def make_train(out: Path, photographs: Path, num: int, workers: int) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument('--testset', type=Path, help='folder to make the bundled photographs in')
     parser.add_argument('--train', type=Path, help='folder to make the training set in')
-    parser.add_argument('--num', type=int, default=800, help='procedural images of --train (default 800)')
-    parser.add_argument('--workers', type=int, default=os.cpu_count() or 1, help='processes (default: all cores)')
+    parser.add_argument('--num', type=whole(1), default=800, help='procedural images of --train (default 800)')
+    parser.add_workers()
     args = parser.parse_args(arguments)
-    faults = [
-        (not (args.testset or args.train), 'give --train FOLDER or --testset FOLDER'),
-        (args.num < 1, f'--num must be at least 1, got {args.num}'),
-        (args.workers < 1, f'--workers must be at least 1, got {args.workers}'),
-    ]
-    for wrong, message in faults:
-        if wrong:
-            parser.error(message)
-    try:
+    if not (args.testset or args.train):
+        parser.error('give --train FOLDER or --testset FOLDER')
+    with parser.faults_in_words():
         if args.testset:
             make_testset(args.testset)
         if args.train:
             make_train(args.train, ROOT / 'testset' / 'train' / 'gt', args.num, args.workers)
-    except (OSError, ValueError) as error:
-        parser.exit(1, f'{parser.prog}: {error}\n')
 
 
 if __name__ == '__main__':

@@ -155,7 +155,7 @@ def test_odd_sides_need_a_folder_for_the_cropped_gt(tmp_path, capsys):
     with pytest.raises(SystemExit) as exit_status:
         make_lq.main(options)
     message = capsys.readouterr().err
-    assert exit_status.value.code == 1
+    assert exit_status.value.code == 2
     assert 'odd.png' in message and '--cropped-gt' in message and message.count('\n') == 1
     assert not (tmp_path / 'lq').exists()
     make_lq.main([*options, '--cropped-gt', str(tmp_path / 'cropped')])
@@ -178,5 +178,5 @@ def test_demo_data_without_a_task_or_without_scikit_image_is_one_line(tmp_path, 
     with pytest.raises(SystemExit) as exit_status:
         make_demo_data.main(['--testset', str(tmp_path)])
     message = capsys.readouterr().err
-    assert exit_status.value.code == 1
+    assert exit_status.value.code == 2
     assert 'pip install scikit-image' in message and message.count('\n') == 1
