@@ -29,7 +29,7 @@ def make_list(folder: Path, output: Path) -> tuple[int, list[str]]:
     sources, faults = survey(folder, recursive=True)
     refuse(faults)
     lines, left_out = [], []
-    for source in tqdm(sources, desc='meta info', unit='image', mininterval=0.5):
+    for source in tqdm(sources, desc='meta info', unit='image', disable=None):
         kind = kind_of(source)
         if kind in CHANNELS:
             lines.append(f'{source.name} ({source.height},{source.width},{CHANNELS[kind]})\n')

@@ -225,7 +225,7 @@ def run_jobs(
     in this process. Nothing depends on the number of workers: each computes on one core.
     """
     faults = []
-    with tqdm(total=len(items), desc=title, unit=unit, mininterval=0.5) as progress:
+    with tqdm(total=len(items), desc=title, unit=unit, disable=None) as progress:
         results = _serial(job, items) if workers == 1 else _spawned(job, items, min(workers, max(1, len(items))))
         for item, result in results:
             progress.update()

@@ -15,6 +15,7 @@ from reference import (  # noqa: F401 (they register)
     data_cases,
     degradation_cases,
     realesrgan_cases,
+    sr3_data_cases,
 )
 from reference.case import load
 from reference.checking import error_in_tolerances, judge
