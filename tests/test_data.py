@@ -94,7 +94,7 @@ def test_a_larger_gt_is_cut_to_the_size_of_lq_times_scale(tmp_path):
     write_image(f'{gt}/a.png', pixels(3, 15, 23))
     dataset = PairedImageDataset(gt, lq, 2)
     assert dataset.faults(False) == [f'{gt}/a.png is 23x15; 2 times {lq}/a.png (10x8) would be 20x16']
-    with pytest.raises(ValueError, match=r'a.png is smaller than 2 times'):
+    with pytest.raises(ValueError, match=r'a.png is 23x15; 2 times .* would be 20x16'):
         dataset[0]
 
 
@@ -291,7 +291,7 @@ def test_an_item_that_does_not_fit_names_its_files(size, message, tmp_path):
     write_image(f'{gt}/a.png', pixels(0, *size))
     with pytest.raises(ValueError, match=message) as caught:
         PairedImageDataset(gt, lq, 2, 'train', gt_size=24)[0]
-    assert f'{gt}/a.png and {lq}/a.png: ' in str(caught.value)
+    assert str(caught.value).startswith(f'{gt}/a.png is ')
 
 
 def test_sizes_behind_long_headers_are_found(tmp_path):

@@ -8,7 +8,7 @@ import numpy as np
 from pydantic import PositiveInt
 from torch.utils.data import Dataset
 
-from basicsr.data.paths import paired_names, read_meta_info
+from basicsr.data.paths import PairOrder, listed_pairs, paired_names, read_meta_info
 from basicsr.data.storage import DISK, IoBackend, open_storage
 from basicsr.data.transforms import augment, draw_flips, paired_random_crop
 from basicsr.utils.color import rgb_to_ycbcr
@@ -24,9 +24,16 @@ class PairedImageDataset(Dataset):
     to the size of lq times scale. Item: lq (c, h, w), gt (c, h * scale, w * scale), RGB in [0, 1]; lq_path, gt_path.
 
     Args:
-        dataroot_gt, dataroot_lq: folders, read with their sub-folders, or `*.lmdb` with `io_backend: {type: lmdb}`.
+        dataroot_gt, dataroot_lq: folders, read with their sub-folders, or what `io_backend` reads: `{type: lmdb}`
+            NAME.lmdb as BasicSR writes it, `{type: sr3_lmdb}` ROOT/hr_128 and ROOT/sr_16_128 of an LMDB as SR3 writes
+            it, `{type: packed}` NAME.packed as scripts/pack_dataset.py writes it.
         filename_tmpl: how the lq's stem is made of the gt's, such as '{}x4'.
         meta_info_file: a list of the gt names to use.
+        pair_list: a file with the two paths of a pair in each line, seen from the dataroots unless absolute; in
+            place of filename_tmpl and meta_info_file. It implies trim_gt.
+        pair_order: what comes first in a line: 'lq gt' (D2C-SR), 'gt lq' (S3Diff) or 'gt, lq' (Real-ESRGAN).
+        trim_gt: gt may exceed lq times scale by less than once more lq, and is cut to it at the right and the bottom.
+            Without, training refuses a surplus, and validation cuts any.
         gt_size: side of the square in gt pixels, a multiple of scale (training only).
         color: 'y' gives the BT.601 luma as one channel.
         mean, std: subtracted and divided, per channel.
@@ -42,6 +49,9 @@ class PairedImageDataset(Dataset):
         io_backend: IoBackend = DISK,
         filename_tmpl: str = '{}',
         meta_info_file: str | None = None,
+        pair_list: str | None = None,
+        pair_order: PairOrder = 'lq gt',
+        trim_gt: bool = False,
         gt_size: PositiveInt | None = None,
         use_hflip: bool = False,
         use_rot: bool = False,
@@ -51,9 +61,15 @@ class PairedImageDataset(Dataset):
         max_num: PositiveInt | None = None,
     ):
         self.gt, self.lq = open_storage(dataroot_gt, io_backend), open_storage(dataroot_lq, io_backend)
-        listed = read_meta_info(meta_info_file) if meta_info_file else None
-        pairs, self.unpaired = paired_names(self.gt, self.lq, filename_tmpl, listed)
+        if pair_list:
+            if meta_info_file or filename_tmpl != '{}':
+                raise OptionError('pair_list takes the place of meta_info_file and filename_tmpl', ('pair_list',))
+            pairs, self.unpaired = listed_pairs(self.gt, self.lq, pair_list, pair_order)
+        else:
+            listed = read_meta_info(meta_info_file) if meta_info_file else None
+            pairs, self.unpaired = paired_names(self.gt, self.lq, filename_tmpl, listed)
         self.pairs = pairs[:max_num]
+        self.trim_gt = trim_gt or pair_list is not None
         self.scale, self.phase, self.gt_size, self.color = scale, phase, gt_size, color
         self.use_hflip, self.use_rot, self.mean, self.std = use_hflip, use_rot, mean, std
         check_normalisation(color, mean, std)
@@ -69,17 +85,13 @@ class PairedImageDataset(Dataset):
         gt_name, lq_name = self.pairs[index]
         gt_path, lq_path = self.gt.path(gt_name), self.lq.path(lq_name)
         gt, lq = self.gt.pixels(gt_name), self.lq.pixels(lq_name)
+        if mismatch := self._mismatch(gt_name, lq_name, gt.shape[1::-1], lq.shape[1::-1]):
+            raise ValueError(mismatch)
+        gt = gt[: lq.shape[0] * self.scale, : lq.shape[1] * self.scale]
         if self.phase == 'train':
-            try:
-                lq, gt = paired_random_crop(lq, gt, self.gt_size, self.scale, random)
-            except ValueError as error:
-                raise ValueError(f'{gt_path} and {lq_path}: {error}') from None
+            lq, gt = paired_random_crop(lq, gt, self.gt_size, self.scale, random)
             flips = draw_flips(self.use_hflip, self.use_rot, random)
             lq, gt = augment(lq, *flips), augment(gt, *flips)
-        else:
-            gt = gt[: lq.shape[0] * self.scale, : lq.shape[1] * self.scale]
-            if gt.shape[:2] != (lq.shape[0] * self.scale, lq.shape[1] * self.scale):
-                raise ValueError(f'{gt_path} is smaller than {self.scale} times {lq_path}')
         return {'lq': self._tensor(lq), 'gt': self._tensor(gt), 'lq_path': lq_path, 'gt_path': gt_path}
 
     def faults(self, thorough: bool) -> list[str]:
@@ -89,18 +101,22 @@ class PairedImageDataset(Dataset):
             return [*self.unpaired, *(fault for fault in found if fault)]
 
     def _fault(self, gt_name: str, lq_name: str, thorough: bool) -> str:
-        gt_path, lq_path = self.gt.path(gt_name), self.lq.path(lq_name)
         try:
             gt, lq = self.gt.size(gt_name, thorough), self.lq.size(lq_name, thorough)
         except ValueError as error:
             return str(error)
-        wanted = lq[0] * self.scale, lq[1] * self.scale
-        if gt != wanted if self.phase == 'train' else (gt[0] < wanted[0] or gt[1] < wanted[1]):
+        return self._mismatch(gt_name, lq_name, gt, lq)
+
+    def _mismatch(self, gt_name: str, lq_name: str, gt: tuple[int, ...], lq: tuple[int, ...]) -> str:
+        """Why images of these sizes (width, height) are no pair, or too small to be cropped."""
+        gt_path, wanted = self.gt.path(gt_name), (lq[0] * self.scale, lq[1] * self.scale)
+        most = [side - 1 for side in lq] if self.trim_gt else (0, 0) if self.phase == 'train' else gt
+        if not all(0 <= side - full <= surplus for side, full, surplus in zip(gt, wanted, most)):
             return (
-                f'{gt_path} is {gt[0]}x{gt[1]}; {self.scale} times {lq_path} ({lq[0]}x{lq[1]}) '
+                f'{gt_path} is {gt[0]}x{gt[1]}; {self.scale} times {self.lq.path(lq_name)} ({lq[0]}x{lq[1]}) '
                 f'would be {wanted[0]}x{wanted[1]}'
             )
-        if self.phase == 'train' and min(gt) < self.gt_size:
+        if self.phase == 'train' and min(wanted) < self.gt_size:
             return f'{gt_path} is {gt[0]}x{gt[1]}, smaller than the crop of gt_size {self.gt_size}'
         return ''
 

@@ -1,10 +1,11 @@
 """Which lq image belongs to which gt image: by name, never by position."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
+from typing import Literal, NamedTuple
 
-from basicsr.data.storage import Storage
+from basicsr.data.storage import FolderStorage, Storage
 from basicsr.utils.image import IMAGE_SUFFIXES
 from basicsr.utils.registry import OptionError
 
@@ -24,6 +25,64 @@ def read_meta_info(path: str) -> list[str]:
     return names
 
 
+PairOrder = Literal['lq gt', 'gt lq', 'gt, lq']
+
+
+class ListedPair(NamedTuple):
+    """A line of a list of pairs; the paths are as they are written there."""
+
+    gt: str
+    lq: str
+    line: int
+
+
+def read_pair_list(path: str, order: PairOrder = 'lq gt') -> list[ListedPair]:
+    """The pairs of a list file, one in each line, in its order; empty lines are skipped.
+
+    A tab parts the two paths, or else the first run of blanks: only with tabs may the first path hold blanks.
+
+    Args:
+        order: 'lq gt' as D2C-SR lists them, 'gt lq' as S3Diff does, or 'gt, lq' (with comma) as Real-ESRGAN does.
+    Raises OptionError with the number of every line that does not name two paths.
+    """
+    try:
+        lines = Path(path).read_text(encoding='utf-8-sig').splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise OptionError(f'{path}: cannot be read as a list of pairs: {error}', ('pair_list',)) from None
+    pairs, faults = [], []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        between = ', ' if order == 'gt, lq' else '\t' if '\t' in line.strip() else None
+        fields = [field.strip() for field in line.strip().split(between, 1)]
+        if len(fields) == 2 and all(fields):
+            lq, gt = fields if order == 'lq gt' else fields[::-1]
+            pairs.append(ListedPair(gt, lq, number))
+        else:
+            faults.append(f'{path}:{number}: {line.strip()!r} should be two paths: {order}')
+    if faults or not pairs:
+        raise OptionError('\n  '.join(faults[:50]) or f'{path}: lists no pairs', ('pair_list',))
+    return pairs
+
+
+def listed_pairs(gt: Storage, lq: Storage, path: str, order: PairOrder) -> tuple[list[tuple[str, str]], list[str]]:
+    """(gt name, lq name) of every pair of a list file, in its order, and what is wrong with the others.
+
+    Relative paths are seen from the storages' roots. Names in LMDBs and packed stores may differ in their suffix.
+    Raises OptionError as of `read_pair_list`.
+    """
+    pairs, faults = [], []
+    find_gt, find_lq = _finder(gt), _finder(lq)
+    for listed in read_pair_list(path, order):
+        names = find_gt(listed.gt), find_lq(listed.lq)
+        for storage, written, name in ((gt, listed.gt, names[0]), (lq, listed.lq, names[1])):
+            if name is None:
+                faults.append(f'{path}:{listed.line}: {storage.path(written)} is not there')
+        if None not in names:
+            pairs.append(names)
+    return pairs, faults
+
+
 def present_names(storage: Storage, listed: Iterable[str] | None) -> tuple[list[str], list[str]]:
     """The names to use, sorted or in the order of a list, and what is wrong with those that are listed but not there.
 
@@ -35,8 +94,8 @@ def present_names(storage: Storage, listed: Iterable[str] | None) -> tuple[list[
         raise OptionError(f'{storage.root}: holds no images')
     if listed is None:
         return names, []
-    exact, by_stem = set(names), {_stem(name): name for name in names}
-    found = {name: name if name in exact else by_stem.get(_stem(name)) for name in listed}
+    find = _among(names)
+    found = {name: find(name) for name in listed}
     present = [name for name in found.values() if name is not None]
     return present, [f'{storage.path(name)}: listed, but not there' for name, there in found.items() if there is None]
 
@@ -85,6 +144,18 @@ def _check_template(template: str) -> None:
         raise OptionError(
             f"{template!r}: a template holds '{{}}' for the gt's name, as in '{{}}x4'", ('filename_tmpl',)
         )
+
+
+def _finder(storage: Storage) -> Callable[[str], str | None]:
+    """From a name as it is written in a list to that in the storage; None for what is not there."""
+    if isinstance(storage, FolderStorage):
+        return lambda name: name if (storage.root / name).is_file() else None
+    return _among(storage.names())
+
+
+def _among(names: list[str]) -> Callable[[str], str | None]:
+    exact, by_stem = set(names), {_stem(name): name for name in names}
+    return lambda name: name if name in exact else by_stem.get(_stem(name))
 
 
 def _twins(storage: Storage, names: list[str]) -> list[str]:

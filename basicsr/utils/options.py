@@ -80,11 +80,17 @@ def _place(file: str, key: tuple[str, ...], lines: Lines) -> str:
     return f'{file}: {":".join(key)}' if key else file
 
 
+def _lies_in_lmdb(path: Path) -> bool:
+    """SR3's LMDB ROOT holds several sets of images, which are named as if they were folders: ROOT/hr_128."""
+    return (path.parent / 'data.mdb').is_file()
+
+
 def _check_files(options: Options) -> None:
     here = f'does not exist (seen from {Path.cwd()})'
     for label, dataset in options.datasets.items():
         for key, value in dataset.options.items():
-            if key.startswith(('dataroot', 'meta_info')) and isinstance(value, str) and not Path(value).exists():
+            names_file = key.startswith(('dataroot', 'meta_info', 'pair_list')) and isinstance(value, str)
+            if names_file and not Path(value).exists() and not _lies_in_lmdb(Path(value)):
                 raise OptionError(f'{value!r} {here}', ('datasets', label, key))
     for label, pretrained in options.path.pretrained.items():
         if '://' not in pretrained.path and not Path(pretrained.path).is_file():
