@@ -160,7 +160,7 @@ def _check_components(options: Options, moved: dict) -> None:
     for label, section in options.networks.items():
         with_context((f'network_{label}',), lambda s=section: _check_network(s, options.scale))
     if options.degradation is not None:
-        with_context(('degradation',), lambda: _check_degradation(options.degradation))
+        with_context(('degradation',), lambda: _check_degradation(options.degradation, options.scale))
     for label in options.path.ignore_resume_networks:
         known = [f'network_{name}' for name in options.networks]
         with_context(
@@ -194,6 +194,7 @@ def _check_dataset(label: str, dataset: DatasetOptions, options: Options) -> Non
             options.is_train
             and _trains(label)
             and 'gt_size' in own
+            and ('crop_size' not in own or size is not None)  # with crop_size, the degradation cuts to its own gt_size
             and not (isinstance(size, int) and size > 0 and size % options.scale == 0)
         ):
             raise OptionError(
@@ -202,8 +203,8 @@ def _check_dataset(label: str, dataset: DatasetOptions, options: Options) -> Non
     registry.DATASET_REGISTRY.check(dataset.options, given)
 
 
-def _check_degradation(section: dict) -> None:
-    """It works on batches: those on single images belong to a data set."""
+def _check_degradation(section: dict, scale: int) -> None:
+    """Build it once, so its own checks of values count too. It works on batches; others belong to a data set."""
     registry.DEGRADATION_REGISTRY.check(section, GIVEN_TO_DEGRADATIONS)
     entry = registry.DEGRADATION_REGISTRY.get(section['type'])
     if not hasattr(entry, 'forward'):
@@ -211,6 +212,7 @@ def _check_degradation(section: dict) -> None:
             f'{entry.__name__} degrades single images: name it in datasets:train:degradation of a DegradedImageDataset',
             ('type',),
         )
+    registry.DEGRADATION_REGISTRY.build(section, scale=scale, seed=0, global_batch=1)
 
 
 def _check_metric(section: dict) -> None:
