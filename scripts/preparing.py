@@ -216,9 +216,16 @@ def write_png(path: Path, pixels: np.ndarray, compression: int = 3) -> None:
 
 
 def run_jobs(
-    job: Callable[[Any], Any], items: Sequence[Any], workers: int, title: str, unit: str = 'image'
+    job: Callable[[Any], Any],
+    items: Sequence[Any],
+    workers: int,
+    title: str,
+    unit: str = 'image',
+    all_or_nothing: bool = False,
 ) -> Iterator[tuple[Any, Any]]:
     """(item, job(item)) of every item, as they are finished, by spawned processes with a progress bar.
+
+    all_or_nothing: results come in the order of the items, and are of no use unless all of them come.
 
     The job must be importable and raise ValueError naming the file for an input that cannot be used: the others are
     still done, and in the end a UserError lists all of these. Any other error ends the work at once. One worker works
@@ -226,7 +233,11 @@ def run_jobs(
     """
     faults = []
     with tqdm(total=len(items), desc=title, unit=unit, disable=None) as progress:
-        results = _serial(job, items) if workers == 1 else _spawned(job, items, min(workers, max(1, len(items))))
+        results = (
+            _serial(job, items)
+            if workers == 1
+            else _spawned(job, items, min(workers, max(1, len(items))), all_or_nothing)
+        )
         for item, result in results:
             progress.update()
             if isinstance(result, _Fault):
@@ -235,6 +246,7 @@ def run_jobs(
                 yield item, result
     if faults:
         done = f'; the other {len(items) - len(faults)} are done' if len(items) > len(faults) else ''
+        done = '; nothing was written' if all_or_nothing else done
         raise UserError(f'{len(faults)} of {len(items)} could not be used{done}:\n  {_listed(sorted(faults))}')
 
 
@@ -268,7 +280,9 @@ def _serial(job: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[tuple[A
         cv2.setNumThreads(threads[1])
 
 
-def _spawned(job: Callable[[Any], Any], items: Sequence[Any], workers: int) -> Iterator[tuple[Any, Any]]:
+def _spawned(
+    job: Callable[[Any], Any], items: Sequence[Any], workers: int, in_order: bool
+) -> Iterator[tuple[Any, Any]]:
     """A few items per process are on their way at a time: results that nobody has taken yet do not pile up."""
     context = multiprocessing.get_context('spawn')
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
@@ -280,7 +294,7 @@ def _spawned(job: Callable[[Any], Any], items: Sequence[Any], workers: int) -> I
                 pending[pool.submit(_attempt, job, item)] = item
             if not pending:
                 return
-            for future in wait(pending, return_when=FIRST_COMPLETED).done:
+            for future in [next(iter(pending))] if in_order else wait(pending, return_when=FIRST_COMPLETED).done:
                 yield pending[future], future.result()
                 del pending[future]
     except BrokenProcessPool:
