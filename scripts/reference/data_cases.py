@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
 
-import cv2
 import numpy as np
 from extract_subimages import windows
+from make_lmdb import make_lmdb
 
 from basicsr.data.storage import open_storage
 from basicsr.data.transforms import augment, crop, draw_flips, mod_crop, paired_random_crop
-from basicsr.utils.image import decode_image
+from basicsr.utils.image import write_image
 from reference.case import Case
 from reference.checking import checks
 
@@ -51,28 +51,24 @@ def sub_images(case: Case) -> Iterator[tuple]:
 
 @checks('data', 'make_lmdb_from_imgs')
 def lmdb_layout(case: Case) -> Iterator[tuple]:
-    """A database in the published layout, read by our storage; grey images come back with three equal channels."""
+    """Files become a database by our script, which our storage reads; gray comes back with three equal channels."""
     keys = case.spec['keys_in_database']
     with tempfile.TemporaryDirectory() as folder:
+        for k, key in enumerate(keys):
+            write_image(Path(folder, 'files', f'{key}.png'), case.inputs[f'image_{k}'].astype(np.uint8))
         root = Path(folder, 'images.lmdb')
-        _write(
-            root,
-            case.spec['meta_info.txt'],
-            {key: case.inputs[f'image_{k}'].astype(np.uint8) for k, key in enumerate(keys)},
-        )
+        make_lmdb(Path(folder, 'files'), root)
         yield 'files', sorted(path.name for path in root.iterdir()), sorted(case.spec['files'])
+        yield 'meta_info.txt', (root / 'meta_info.txt').read_text(), case.spec['meta_info.txt']
+        yield 'keys_in_database', _keys(root), keys
         storage = open_storage(str(root), {'type': 'lmdb'})
-        yield 'keys', storage.names(), case.spec['keys_from_meta_info']
+        yield 'keys_from_meta_info', storage.names(), case.spec['keys_from_meta_info']
         for k, key in enumerate(storage.names()):
-            yield f'read_bgr_{k}', (decode_image(storage.read(key), key)[..., ::-1] * 255).round()
+            yield f'read_bgr_{k}', storage.pixels(key)[..., ::-1]
 
 
-def _write(root: Path, meta_info: str, images: dict[str, np.ndarray]) -> None:
+def _keys(root: Path) -> list[str]:
     import lmdb
 
-    with lmdb.open(str(root), map_size=1 << 24) as environment, environment.begin(write=True) as transaction:
-        for key, image in images.items():
-            bgr = image if image.ndim == 2 else image[..., ::-1]
-            png = cv2.imencode('.png', bgr, [cv2.IMWRITE_PNG_COMPRESSION, 1])[1]
-            transaction.put(key.encode('ascii'), png.tobytes())
-    Path(root, 'meta_info.txt').write_text(meta_info)
+    with lmdb.open(str(root), readonly=True, lock=False) as environment, environment.begin() as transaction:
+        return [key.decode() for key, _ in transaction.cursor()]
