@@ -181,6 +181,19 @@ def test_nothing_outside_decides_and_nothing_outside_is_touched():
     assert not torch.equal(real_esrgan(seed=1)(batch)['lq'], one['lq'])
 
 
+@pytest.mark.parametrize('precision', ['highest', 'high', 'medium'])
+def test_the_precision_of_training_is_not_that_of_the_degradation(precision):
+    batch, expected = make_batch(range(4)), real_esrgan()(make_batch(range(4)))
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        result = real_esrgan()(batch)
+        assert torch.get_float32_matmul_precision() == precision
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert torch.equal(result['lq'], expected['lq'])
+
+
 # ---- what goes in and comes out
 
 
@@ -308,9 +321,16 @@ def test_one_image_as_a_whole(name):
 def test_images_that_are_too_small_are_refused():
     with pytest.raises(ValueError, match='gt of 40x30 is smaller than the crop of gt_size 32'):
         real_esrgan()(make_batch(range(4), 30, 40))
-    shrinking = real_esrgan(resize_prob=(0, 1, 0), second_blur_prob=1, resize_range=(0.05, 1), groups=0, seed=3)
-    with pytest.raises(ValueError, match=r'is too small: it shrinks to . pixels, and kernels of 21 need more than 10'):
-        shrinking(make_batch(range(16)))
+    with pytest.raises(ValueError, match='gt of 64x64 is too small: resize_range may leave 9 pixels of it'):
+        real_esrgan(resize_range=(0.15, 1.5), groups=0)(make_batch(range(1)))
+    batch = make_batch(range(100))
+    for options, message in (
+        ({'second_blur_prob': 1}, r'is too small: it shrinks to \d pixels on the way, where more than 10 are needed'),
+        ({'second_blur_prob': 0, 'resize_range': (0.001, 1)}, r'shrinks to 0 pixels on the way, where more than 0'),
+    ):
+        shrinking = real_esrgan(resize_prob=(0, 1, 0), groups=0, seed=3, **{'resize_range': (0.05, 1), **options})
+        with pytest.raises(ValueError, match=message):
+            shrinking.apply(batch['gt'], kernels_of(batch), shrinking.draw(range(100)))
     with pytest.raises(ValueError, match='does not divide by the scale 2'):
         batch = make_batch([0], 41, 40)
         kernels = kernels_of(batch)

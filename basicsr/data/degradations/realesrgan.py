@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from basicsr.data.degradations.filters import USMSharpener
 from basicsr.data.degradations.pair_pool import PairPool
 from basicsr.data.degradations.realesrgan_plan import PlanSource, SamplePlan, SeededNoise, StageOptions, parameters
-from basicsr.data.degradations.realesrgan_stages import NoiseDraws, SecondOrder
+from basicsr.data.degradations.realesrgan_stages import NoiseDraws, SecondOrder, exact_arithmetic
 from basicsr.data.transforms import mod_crop
 from basicsr.utils.image import to_tensor
 from basicsr.utils.registry import DEGRADATION_REGISTRY, OptionError
@@ -46,6 +46,7 @@ class BatchDegradation(nn.Module):
         """What was decided for one sample, under flat names."""
         return parameters(plan)
 
+    @exact_arithmetic()
     def apply(
         self, gt: Tensor, kernels: Kernels, plan: Sequence[SamplePlan], noise: NoiseDraws = SEEDED_NOISE
     ) -> Tensor:
@@ -60,6 +61,7 @@ class BatchDegradation(nn.Module):
         return self.finished(self.second_order(gt, kernels, plan, noise))
 
     @torch.no_grad()
+    @exact_arithmetic()
     def degrade_image(
         self, gt: np.ndarray, kernels: Sequence[np.ndarray], number: int
     ) -> tuple[np.ndarray, np.ndarray, dict[str, float | str]]:
@@ -87,6 +89,12 @@ class BatchDegradation(nn.Module):
         height, width = (side - side % self.scale for side in gt.shape[-2:])
         if min(height, width) < self.gt_size:
             raise ValueError(f'gt of {gt.shape[-1]}x{gt.shape[-2]} is smaller than the crop of gt_size {self.gt_size}')
+        left, side = self.plans.smallest(min(height, width)), batch['kernel2'].shape[-1]
+        if left <= side // 2:  # said of the first batch, not of the one that happens to shrink so far
+            raise ValueError(
+                f'gt of {gt.shape[-1]}x{gt.shape[-2]} is too small: resize_range may leave {left} pixels of it, and '
+                f'kernels of {side}x{side} need {side // 2 + 1}; use a larger crop_size or a range that begins higher'
+            )
         degraded, target = self.sources(gt[..., :height, :width])
         plan = self.draw(numbers)
         lq = self.apply(degraded, tuple(batch[name] for name in KERNELS), plan)
@@ -180,6 +188,7 @@ class RealESRGANDegradation(BatchDegradation):
         self.pool = PairPool(queue_size) if queue_size else None
 
     @torch.no_grad()
+    @exact_arithmetic()
     def forward(self, batch: dict) -> dict:
         rest, lq, gt, _ = self.degraded_crops(batch)
         if self.pool is not None:
@@ -249,6 +258,7 @@ class S3DiffDegradation(BatchDegradation):
         super().__init__(scale, gt_size, PlanSource(first, second, seed, global_batch, groups, no_degradation_prob))
 
     @torch.no_grad()
+    @exact_arithmetic()
     def forward(self, batch: dict) -> dict:
         rest, lq, gt, plan = self.degraded_crops(batch)
         broken = ~lq.isfinite().flatten(1).all(1)[:, None, None, None]

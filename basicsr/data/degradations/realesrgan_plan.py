@@ -166,6 +166,11 @@ class PlanSource:
         shared: dict[tuple[int, ...], Decisions] = {}
         return tuple(self._sample(number, shared) for number in numbers)
 
+    def smallest(self, side: int) -> int:
+        """How few pixels of a line of `side` may be left for the second blur."""
+        shrinks = self.second.blur_prob > 0 and self.first.resize_prob[1] > 0
+        return int(side * self.first.resize_range[0]) if shrinks else side
+
     def _sample(self, number: int, shared: dict[tuple[int, ...], Decisions]) -> SamplePlan:
         group = (number // self.global_batch, number % self.groups) if self.groups else (number,)
         if group not in shared:

@@ -48,18 +48,17 @@ class SecondOrder(nn.Module):
         Raises ValueError for images that are too small for the kernels.
         """
         self._check_sizes(gt, kernels, plan)
-        with exact_arithmetic():
-            image = filter2d(gt, kernels[0])
-            groups = grouped(plan)
-            if len(groups) == 1:
-                return self._group(image, kernels[1:], plan, noise)
-            parts = []
-            for positions in groups.values():
-                rows = on_device(np.array(positions), gt.device)
-                blurs = [kernel[rows] for kernel in kernels[1:]]
-                parts.append(self._group(image[rows], blurs, [plan[n] for n in positions], noise))
-            order = np.argsort(np.concatenate([*groups.values()]))
-            return torch.cat(parts)[on_device(order, gt.device)]
+        image = filter2d(gt, kernels[0])
+        groups = grouped(plan)
+        if len(groups) == 1:
+            return self._group(image, kernels[1:], plan, noise)
+        parts = []
+        for positions in groups.values():
+            rows = on_device(np.array(positions), gt.device)
+            blurs = [kernel[rows] for kernel in kernels[1:]]
+            parts.append(self._group(image[rows], blurs, [plan[n] for n in positions], noise))
+        order = np.argsort(np.concatenate([*groups.values()]))
+        return torch.cat(parts)[on_device(order, gt.device)]
 
     def _group(
         self, image: Tensor, kernels: Sequence[Tensor], plans: Sequence[SamplePlan], noise: NoiseDraws
@@ -87,14 +86,17 @@ class SecondOrder(nn.Module):
         sides = gt.shape[-2:]
         if any(side % self.scale for side in sides):
             raise ValueError(f'gt of {sides[1]}x{sides[0]} does not divide by the scale {self.scale}')
-        blurred = [p.decisions.first.scale for p in plan if p.decisions.second.blur]
-        smallest = int(min(sides) * min([1 / self.scale, *blurred]))
-        if smallest <= kernels[0].shape[-1] // 2:
-            raise ValueError(
-                f'gt of {sides[1]}x{sides[0]} is too small: it shrinks to {smallest} pixels, and kernels of '
-                f'{kernels[0].shape[-1]} need more than {kernels[0].shape[-1] // 2}; use larger crops or a '
-                'resize_range that begins higher'
-            )
+        short, half = min(sides), kernels[0].shape[-1] // 2
+        sizes = [(short // self.scale, half)]
+        for decided in {sample.decisions: None for sample in plan}:
+            sizes.append((int(short * decided.first.scale), half if decided.second.blur else 0))
+            sizes.append((int(short // self.scale * decided.second.scale), 0))
+        for pixels, above in sizes:
+            if pixels <= above:
+                raise ValueError(
+                    f'gt of {sides[1]}x{sides[0]} is too small: it shrinks to {pixels} pixels on the way, where more '
+                    f'than {above} are needed; use larger crops or resize ranges that begin higher'
+                )
 
 
 def grouped(plan: Sequence[SamplePlan]) -> dict[Decisions, list[int]]:
@@ -129,11 +131,13 @@ def noisy(
 
 @contextmanager
 def exact_arithmetic() -> Iterator[None]:
-    """Full float32 on the device, and no search for the fastest convolution: image sizes differ in every step."""
-    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
-    before, matmul.allow_tf32 = matmul.allow_tf32, False
+    """Matrix products in full float32, whatever training allows: in TF32, JPEG would round other coefficients."""
+    backends = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
+    before = [backend.fp32_precision for backend in backends]
     try:
-        with cudnn.flags(enabled=cudnn.enabled, benchmark=False, deterministic=cudnn.deterministic, allow_tf32=False):
-            yield
+        for backend in backends:
+            backend.fp32_precision = 'ieee'
+        yield
     finally:
-        matmul.allow_tf32 = before
+        for backend, precision in zip(backends, before):
+            backend.fp32_precision = precision
