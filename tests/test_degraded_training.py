@@ -1,5 +1,7 @@
 """Training on batches that are degraded on the device: option files, runs, and going on with a pair pool."""
 
+import json
+
 import pytest
 import torch
 from option_files import fault, load
@@ -246,3 +248,23 @@ def test_the_losses_compare_with_the_gt_that_they_are_told(place):
         assert place.train(name, {**changes, 'model': model}) == 0
         weights.append(place.saved(name, 1)['net_g_1.pth']['params'])
     assert differences(*weights) != []
+
+
+def test_a_set_of_gt_alone_validates_too_always_on_the_same_lq(place):
+    """Between the two validations the training draws other random numbers; without learning, the scores are equal."""
+    val = {
+        'name': 'v',
+        'type': 'DegradedImageDataset',
+        'dataroot_gt': 'gt',
+        'degradation': {'type': 'BSRGANDegradation'},
+    }
+    changes = {
+        'datasets:val': val,
+        'val:val_freq': 1,
+        'train:total_iter': 2,
+        'train:optim_g': {'type': 'SGD', 'lr': 0.0},
+    }
+    assert place.train('run', {**changes, 'train:ema_decay': 0}) == 0
+    records = [json.loads(line) for line in (place.folder / 'experiments/run/metrics.jsonl').read_text().splitlines()]
+    scores = [record['psnr'] for record in records if 'psnr' in record]
+    assert len(scores) == 2 and scores[0] == scores[1]

@@ -39,7 +39,8 @@ class DegradedImageDataset(Dataset):
     """gt images and the lq that a degradation makes of them, one by one.
 
     In the phase `train` a random square of gt is degraded; otherwise the whole image, cut to multiples of the scale,
-    always in the same way. Item: lq (3, h, w), gt (3, h * scale, w * scale), RGB in [0, 1]; gt_path.
+    always in the same way. Item: lq (3, h, w), gt (3, h * scale, w * scale), RGB in [0, 1]; gt_path, and lq_path,
+    which is the same.
 
     Args:
         dataroot_gt: a folder, read with its sub-folders, or several; or what `io_backend` reads.
@@ -101,7 +102,7 @@ class DegradedImageDataset(Dataset):
             gt, lq = self.degradation.apply(gt, self.degradation.draw(*gt.shape[:2], rng))
         except ValueError as error:
             raise ValueError(f'{path}: {error}') from None
-        return {'lq': to_tensor(lq), 'gt': to_tensor(gt), 'gt_path': path}
+        return {'lq': to_tensor(lq), 'gt': to_tensor(gt), 'lq_path': path, 'gt_path': path}
 
     def faults(self, thorough: bool) -> list[str]:
         """What is wrong with each image that cannot be used; `thorough` decodes whole images, else headers are read."""
