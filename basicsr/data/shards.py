@@ -149,7 +149,7 @@ def read_index(place: str, required: bool) -> dict[str, dict]:
             text = file.read()
     except OSError as error:
         if required:
-            raise OptionError(f'{place}: the index of the shards cannot be read: {_reason(error)}') from None
+            raise OptionError(f'{place}: the index of the shards cannot be read: {reason(error)}') from None
         return {}
     try:
         entries = json.loads(text)['shardlist']
@@ -237,6 +237,15 @@ def read_samples(
         raise ValueError(f'{url}: ends after {number + 1} samples of {end}: it is truncated or was changed')
 
 
+def reason(error: Exception) -> str:
+    """What was wrong, without the command line of a download, which may hold an access token."""
+    if isinstance(error, OSError):
+        status = re.search(r'exit (\d+)', str(error))
+        return error.strerror or f'the download ended with status {status[1] if status else "unknown"}'
+    text = str(error.args[0] if error.args else error).splitlines()[0].partition(' @ ')[0]
+    return f'is no whole tar file: {text}' if text else 'is no whole tar file'
+
+
 def _sample(url: str, key: str, files: dict[str, bytes]) -> Sample:
     images = [name for name in files if _is_image(name.rpartition('.')[2])]
     if fault := _fault(images):
@@ -250,7 +259,7 @@ def _members(url: str, selected: Callable[[str], bool]) -> Iterator[tuple[str, b
             for member in webdataset().members([{'url': url, 'stream': stream}], select_files=selected, eof_value=None):
                 yield member['fname'], member['data']
     except READ_ERRORS as error:
-        raise ValueError(f'{url}: {_reason(error)}') from None
+        raise ValueError(f'{url}: {reason(error)}') from None
 
 
 def _opened(url: str) -> Any:
@@ -278,17 +287,8 @@ def _examined(url: str, entry: dict | None) -> tuple[Shard, list[str]]:
         if path is not None and shard.size not in (None, size := path.stat().st_size):
             return shard, [f'{url}: has {size} bytes, its index says {shard.size}: it is truncated or was changed']
     except READ_ERRORS as error:
-        return Shard(url, 0), [f'{url}: {_reason(error)}']
+        return Shard(url, 0), [f'{url}: {reason(error)}']
     return shard, []
-
-
-def _reason(error: Exception) -> str:
-    """What was wrong, without the command line of a download, which may hold an access token."""
-    if isinstance(error, OSError):
-        status = re.search(r'exit (\d+)', str(error))
-        return error.strerror or f'the download ended with status {status[1] if status else "unknown"}'
-    text = str(error.args[0] if error.args else error).splitlines()[0].partition(' @ ')[0]
-    return f'is no whole tar file: {text}' if text else 'is no whole tar file'
 
 
 def _is_data(name: str) -> bool:
