@@ -3,6 +3,7 @@
 import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from data_files import make_lmdb, make_pairs, pixels
@@ -106,7 +107,8 @@ def test_training_may_cut_a_gt_that_is_a_little_larger(option, listed, tmp_path)
     write_image(f'{gt}/a.png', pixels(3, 24 + 8, 30 + 9))  # a whole lq pixel for each: the scale would be 4
     for phase in ('train', 'val'):
         wrong = PairedImageDataset(gt, lq, 3, phase, gt_size=24, **option)
-        assert wrong.faults(False) == [f'{gt}/a.png is 39x32; 3 times {lq}/a.png (10x8) would be 30x24']
+        place = f'{option["pair_list"]}:1: ' if listed else ''
+        assert wrong.faults(False) == [f'{place}{gt}/a.png is 39x32; 3 times {lq}/a.png (10x8) would be 30x24']
 
 
 @pytest.mark.parametrize('other', [{'meta_info_file': 'x.txt'}, {'filename_tmpl': '{}x4'}])
@@ -114,3 +116,21 @@ def test_a_list_of_pairs_stands_alone(other, tmp_path):
     gt, lq = make_pairs(tmp_path, ['a.png'])
     with pytest.raises(OptionError, match='pair_list takes the place of meta_info_file and filename_tmpl'):
         PairedImageDataset(gt, lq, 2, pair_list=make_list(tmp_path / 'l.txt', 'a.png a.png'), **other)
+
+
+def test_d2c_sr_never_draws_the_last_place_of_a_crop(tmp_path):
+    """Of the four places along each side of 8 for a crop of 5; the image's values are the numbers of its pixels."""
+    gt, lq = make_pairs(tmp_path, ['a.png'])
+    numbers = np.arange(64, dtype=np.uint8).reshape(8, 8, 1).repeat(3, 2)
+    write_image(f'{lq}/a.png', numbers)
+    write_image(f'{gt}/a.png', numbers.repeat(2, 0).repeat(2, 1))
+    options = {'pair_list': make_list(tmp_path / 'l.txt', 'a.png a.png'), 'gt_size': 10}
+    for published, count in ((False, 4), (True, 3)):
+        dataset = PairedImageDataset(gt, lq, 2, 'train', published_crop=published, **options)
+        random.seed(0)
+        first = {round(dataset[0]['lq'][0, 0, 0].item() * 255) for _ in range(300)}
+        assert first == {8 * top + left for top in range(count) for left in range(count)}
+    options['gt_size'] = 16
+    exact = PairedImageDataset(gt, lq, 2, 'train', published_crop=True, **options)
+    place = f'{options["pair_list"]}:1: '
+    assert exact.faults(False) == [f'{place}{gt}/a.png is 16x16, no larger than the crop of gt_size 16']

@@ -35,6 +35,7 @@ class PairedImageDataset(Dataset):
         trim_gt: gt may exceed lq times scale by less than once more lq, and is cut to it at the right and the bottom.
             Without, training refuses a surplus, and validation cuts any.
         gt_size: side of the square in gt pixels, a multiple of scale (training only).
+        published_crop: draw its place as D2C-SR's code does, never the last one along either side (training only).
         color: 'y' gives the BT.601 luma as one channel.
         mean, std: subtracted and divided, per channel.
         max_num: use only the first images, sorted by name.
@@ -53,6 +54,7 @@ class PairedImageDataset(Dataset):
         pair_order: PairOrder = 'lq gt',
         trim_gt: bool = False,
         gt_size: PositiveInt | None = None,
+        published_crop: bool = False,
         use_hflip: bool = False,
         use_rot: bool = False,
         color: Literal['rgb', 'y'] | None = None,
@@ -64,12 +66,13 @@ class PairedImageDataset(Dataset):
         if pair_list:
             if meta_info_file or filename_tmpl != '{}':
                 raise OptionError('pair_list takes the place of meta_info_file and filename_tmpl', ('pair_list',))
-            pairs, self.unpaired = listed_pairs(self.gt, self.lq, pair_list, pair_order)
+            pairs, self.unpaired, self.places = listed_pairs(self.gt, self.lq, pair_list, pair_order)
         else:
             listed = read_meta_info(meta_info_file) if meta_info_file else None
             pairs, self.unpaired = paired_names(self.gt, self.lq, filename_tmpl, listed)
+            self.places = {}
         self.pairs = pairs[:max_num]
-        self.trim_gt = trim_gt or pair_list is not None
+        self.trim_gt, self.published_crop = trim_gt or pair_list is not None, published_crop
         self.scale, self.phase, self.gt_size, self.color = scale, phase, gt_size, color
         self.use_hflip, self.use_rot, self.mean, self.std = use_hflip, use_rot, mean, std
         check_normalisation(color, mean, std)
@@ -89,7 +92,7 @@ class PairedImageDataset(Dataset):
             raise ValueError(mismatch)
         gt = gt[: lq.shape[0] * self.scale, : lq.shape[1] * self.scale]
         if self.phase == 'train':
-            lq, gt = paired_random_crop(lq, gt, self.gt_size, self.scale, random)
+            lq, gt = paired_random_crop(lq, gt, self.gt_size, self.scale, random, self.published_crop)
             flips = draw_flips(self.use_hflip, self.use_rot, random)
             lq, gt = augment(lq, *flips), augment(gt, *flips)
         return {'lq': self._tensor(lq), 'gt': self._tensor(gt), 'lq_path': lq_path, 'gt_path': gt_path}
@@ -104,20 +107,29 @@ class PairedImageDataset(Dataset):
         try:
             gt, lq = self.gt.size(gt_name, thorough), self.lq.size(lq_name, thorough)
         except ValueError as error:
-            return str(error)
+            return self._placed(gt_name, lq_name, str(error))
         return self._mismatch(gt_name, lq_name, gt, lq)
+
+    def _placed(self, gt_name: str, lq_name: str, fault: str) -> str:
+        """A fault of a pair, with the line of the list that names the pair."""
+        place = self.places.get((gt_name, lq_name))
+        return fault if place is None else f'{place}: {fault}'
 
     def _mismatch(self, gt_name: str, lq_name: str, gt: tuple[int, ...], lq: tuple[int, ...]) -> str:
         """Why images of these sizes (width, height) are no pair, or too small to be cropped."""
         gt_path, wanted = self.gt.path(gt_name), (lq[0] * self.scale, lq[1] * self.scale)
         most = [side - 1 for side in lq] if self.trim_gt else (0, 0) if self.phase == 'train' else gt
         if not all(0 <= side - full <= surplus for side, full, surplus in zip(gt, wanted, most)):
-            return (
+            return self._placed(
+                gt_name,
+                lq_name,
                 f'{gt_path} is {gt[0]}x{gt[1]}; {self.scale} times {self.lq.path(lq_name)} ({lq[0]}x{lq[1]}) '
-                f'would be {wanted[0]}x{wanted[1]}'
+                f'would be {wanted[0]}x{wanted[1]}',
             )
-        if self.phase == 'train' and min(wanted) < self.gt_size:
-            return f'{gt_path} is {gt[0]}x{gt[1]}, smaller than the crop of gt_size {self.gt_size}'
+        if self.phase == 'train' and min(wanted) < self.gt_size + self.published_crop:
+            small = 'no larger' if self.published_crop else 'smaller'
+            fault = f'{gt_path} is {gt[0]}x{gt[1]}, {small} than the crop of gt_size {self.gt_size}'
+            return self._placed(gt_name, lq_name, fault)
         return ''
 
     def _tensor(self, pixels: np.ndarray):

@@ -65,13 +65,16 @@ def read_pair_list(path: str, order: PairOrder = 'lq gt') -> list[ListedPair]:
     return pairs
 
 
-def listed_pairs(gt: Storage, lq: Storage, path: str, order: PairOrder) -> tuple[list[tuple[str, str]], list[str]]:
+def listed_pairs(
+    gt: Storage, lq: Storage, path: str, order: PairOrder
+) -> tuple[list[tuple[str, str]], list[str], dict[tuple[str, str], str]]:
     """(gt name, lq name) of every pair of a list file, in its order, and what is wrong with the others.
 
-    Relative paths are seen from the storages' roots. Names in LMDBs and packed stores may differ in their suffix.
+    The third part says where each pair is written: 'FILE:LINE'. Relative paths are seen from the storages' roots.
+    Names in LMDBs and packed stores may differ in their suffix.
     Raises OptionError as of `read_pair_list`.
     """
-    pairs, faults = [], []
+    pairs, faults, places = [], [], {}
     find_gt, find_lq = _finder(gt), _finder(lq)
     for listed in read_pair_list(path, order):
         names = find_gt(listed.gt), find_lq(listed.lq)
@@ -80,7 +83,8 @@ def listed_pairs(gt: Storage, lq: Storage, path: str, order: PairOrder) -> tuple
                 faults.append(f'{path}:{listed.line}: {storage.path(written)} is not there')
         if None not in names:
             pairs.append(names)
-    return pairs, faults
+            places.setdefault(names, f'{path}:{listed.line}')
+    return pairs, faults, places
 
 
 def present_names(storage: Storage, listed: Iterable[str] | None) -> tuple[list[str], list[str]]:

@@ -6,11 +6,12 @@ import numpy as np
 
 
 def paired_random_crop(
-    lq: np.ndarray, gt: np.ndarray, gt_size: int, scale: int, rng: random.Random
+    lq: np.ndarray, gt: np.ndarray, gt_size: int, scale: int, rng: random.Random, published_d2c: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
     """The same random square of both images, (h, w, c) and (h * scale, w * scale, c); gt_size is a side in gt pixels.
 
-    Draws top, then left, in lq pixels (BasicSR's order). Raises ValueError if a pair does not match or is too small.
+    Draws top, then left, in lq pixels (BasicSR's order); D2C-SR draws left, then top, and never the last place of each.
+    Raises ValueError if a pair does not match or is too small.
     """
     height, width, size = *lq.shape[:2], gt_size // scale
     if gt.shape[:2] != (height * scale, width * scale):
@@ -18,11 +19,15 @@ def paired_random_crop(
             f'gt is {gt.shape[1]}x{gt.shape[0]}, {scale} times the lq of {width}x{height} would be '
             f'{width * scale}x{height * scale}'
         )
-    if min(height, width) < size:
+    if min(height, width) < size + published_d2c:
         raise ValueError(
-            f'the lq image of {width}x{height} is smaller than the crop of {size}x{size} (gt_size {gt_size})'
+            f'the lq image of {width}x{height} is {"no larger" if published_d2c else "smaller"} than the crop of '
+            f'{size}x{size} (gt_size {gt_size})'
         )
-    top, left = rng.randint(0, height - size), rng.randint(0, width - size)
+    if published_d2c:
+        left, top = rng.randint(0, width - size - 1), rng.randint(0, height - size - 1)
+    else:
+        top, left = rng.randint(0, height - size), rng.randint(0, width - size)
     return crop(lq, top, left, size), crop(gt, top * scale, left * scale, size * scale)
 
 

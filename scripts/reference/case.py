@@ -1,5 +1,6 @@
 """One reference case: what was built, its inputs and published outputs, and weights made from names and shapes."""
 
+import fnmatch
 import json
 import zlib
 from dataclasses import dataclass
@@ -30,9 +31,15 @@ class Case:
 
     @property
     def inputs(self) -> dict[str, Any]:
-        """The inputs by name: tensors for those made by `image`, stored arrays, or what the JSON itself says."""
-        listed = self.spec.get('inputs')
-        return {name: self._input(name, how) for name, how in listed.items()} if isinstance(listed, dict) else {}
+        """The inputs by name: tensors for those made by `image`, stored arrays, or what the JSON itself says.
+
+        A name with a star stands for all stored arrays that it matches.
+        """
+        listed, found = self.spec.get('inputs'), {}
+        for pattern, how in listed.items() if isinstance(listed, dict) else ():
+            names = fnmatch.filter(self.arrays, pattern) if '*' in pattern else [pattern]
+            found |= {name: self._input(name, how) for name in names}
+        return found
 
     @property
     def outputs(self) -> list[str]:
