@@ -52,6 +52,7 @@ class Sides:
         self.faults += faults
         for source in sources:
             named, scale, common = side_of(source.name)
+            common = common if side else f'{folder}/{common}'  # partners lie below one folder
             if side and named not in (None, side):
                 self.faults.append(f'{source.path}: its name says {named.upper()}, it lies among the {side.upper()}')
             elif not (side or named):

@@ -123,7 +123,8 @@ def _of_samples(data: dict) -> dict:
 def _kernels(data: dict) -> dict:
     """The options of the blur kernels that a data set draws for a degradation of batches."""
     arguments = _arguments(data, 'kernel_list', 'draws no kernels, which the section `degradation:` needs')
-    options = {name: arguments[name] for name in inspect.signature(KernelOptions).parameters if name in arguments}
+    names = [name for name in inspect.signature(KernelOptions).parameters if name in arguments]
+    options = {name: arguments[name] for name in names if arguments[name] is not inspect.Parameter.empty}
     options = json.loads(json.dumps(options))
     try:
         check_arguments(KernelOptions, options)

@@ -6,7 +6,9 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / 'scripts'))
 
+from data_files import pixels
 from extract_subimages import extract_folder, main, windows
+from preparing import UserError, read_pixels
 
 from basicsr.utils.image import read_image, write_image
 
@@ -44,6 +46,45 @@ def test_small_images_are_kept_whole(tmp_path):
     write_image(tmp_path / 'in' / 'a.png', image)
     assert extract_folder(tmp_path / 'in', tmp_path / 'out', 20, 10) == 2
     np.testing.assert_array_equal(read_image(tmp_path / 'out' / 'a_s002.png') * 255, image[:, 10:])
+
+
+@pytest.mark.parametrize('channels', [1, 3, 4])
+@pytest.mark.parametrize('dtype', [np.uint8, np.uint16])
+def test_depth_and_channels_stay_as_they_are(tmp_path, channels, dtype):
+    image = pixels(0, 9, 9, channels, dtype).reshape(9, 9, channels)
+    write_image(tmp_path / 'in' / 'a.png', image)
+    extract_folder(tmp_path / 'in', tmp_path / 'out', 6, 3, compression=0)
+    part = read_pixels(tmp_path / 'out' / 'a_s004.png').array
+    assert part.dtype == dtype
+    np.testing.assert_array_equal(part, image[3:, 3:])
+
+
+def test_a_second_run_keeps_right_files_and_mends_torn_missing_and_wrong_ones(tmp_path):
+    write_image(tmp_path / 'in' / 'a.png', pixels(0, 24, 24))
+    extract_folder(tmp_path / 'in', tmp_path / 'out', 12, 4)
+    files = sorted((tmp_path / 'out').iterdir())
+    good, stamp = {path: path.read_bytes() for path in files}, files[0].stat().st_mtime_ns
+    files[1].write_bytes(good[files[1]][:-20])
+    files[2].unlink()
+    write_image(files[3], pixels(9, 12, 12))
+    extract_folder(tmp_path / 'in', tmp_path / 'out', 12, 4)
+    assert good == {path: path.read_bytes() for path in (tmp_path / 'out').iterdir()}
+    assert files[0].stat().st_mtime_ns == stamp
+
+
+def test_sub_images_of_another_cut_are_refused(tmp_path):
+    write_image(tmp_path / 'in' / 'a.png', pixels(0, 24, 24))
+    extract_folder(tmp_path / 'in', tmp_path / 'out', 12, 4)
+    with pytest.raises(UserError, match=r'a_s010\.png: there from another crop or step'):
+        extract_folder(tmp_path / 'in', tmp_path / 'out', 8, 8)
+    assert extract_folder(tmp_path / 'in', tmp_path / 'out', 12, 4) == 16
+
+
+def test_sources_with_one_stem_are_refused(tmp_path):
+    for name in ('a.png', 'ax4.png'):
+        write_image(tmp_path / 'in' / name, pixels(0, 8, 8))
+    with pytest.raises(UserError, match=r'ax4\.png.*would be written to the same place'):
+        extract_folder(tmp_path / 'in', tmp_path / 'out', 4, 4)
 
 
 def test_bad_calls_are_one_line(tmp_path, capsys):

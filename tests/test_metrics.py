@@ -7,6 +7,7 @@ import scipy.linalg
 import skimage.data
 import torch
 from golden_case import load_case
+from oracles import ssim_reference
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from basicsr.metrics.fid import frechet_distance
@@ -42,6 +43,13 @@ def test_psnr_and_ssim_equal_scikit_image(crop_border, test_y_channel):
     )[1]
     expected_ssim = similarity[5:-5, 5:-5].mean()  # super-resolution counts whole windows only
     np.testing.assert_allclose(scores, [expected_psnr, expected_ssim], rtol=1e-10)
+
+
+@pytest.mark.parametrize('shape', [(1, 3, 11, 11), (2, 1, 40, 23), (1, 3, 64, 48)])
+def test_ssim_equals_dense_windows(shape):
+    generator = torch.Generator().manual_seed(0)
+    sr, gt = torch.rand(shape, generator=generator), torch.rand(shape, generator=generator)
+    torch.testing.assert_close(ssim(sr, gt), ssim_reference.ssim(sr * 255, gt * 255), rtol=0, atol=1e-6)
 
 
 def test_scores_equal_basicsr():
