@@ -112,7 +112,7 @@ PAIRS = {'name': 'n', 'type': 'PairedImageDataset', 'dataroot_gt': 'gt', 'dataro
             "datasets:train: 'isotropic' in kernel_list is not",
         ),
         ({**CHANGES, 'model': {'l1_gt_usm': True}}, 'need a degradation with `gt_usm: both`'),
-        ({**CHANGES, 'degradation': {**DEGRADATION, 'queue_size': 5}}, 'queue_size 5 is not a multiple of the batch'),
+        ({**CHANGES, 'degradation': {**DEGRADATION, 'queue_size': 1}}, 'queue_size 1 is smaller than the batch of 2'),
     ],
 )
 def test_parts_that_do_not_fit_together_are_said_in_one_line(place, changes, message):

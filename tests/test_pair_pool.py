@@ -99,12 +99,26 @@ def test_what_leaves_is_not_changed_by_later_batches():
     assert torch.equal(out, before)
 
 
+def test_a_pool_may_have_any_size():
+    """Of the batch that fills it, only a part is kept; then each step gives as many pairs as it takes."""
+    pool, seen = PairPool(5), []
+    for t in range(3):
+        lq, _ = batch(t, 2)
+        assert torch.equal(pool.exchange(*batch(t, 2), t)[0], lq)
+    kept = set(range(5))  # of the samples 0 to 5
+    for t in range(3, 40):
+        lq, gt = pool.exchange(*batch(t, 2), t)
+        out = {int(value) for value in lq.flatten()}
+        assert len(out) == 2 and out <= kept and torch.equal(gt, lq + 1000)
+        kept = kept - out | {2 * t, 2 * t + 1}
+        seen += out
+    assert len(seen) == len({*seen})
+
+
 def test_sizes_that_do_not_fit_are_errors():
-    with pytest.raises(OptionError, match='180 is not a multiple of the batch size 7; 175 would be') as fault:
-        PairPool(180).exchange(*batch(0, 7), 0)
-    assert fault.value.key == ('queue_size',)
-    with pytest.raises(OptionError, match='queue_size 4 is not a multiple of the batch size 8; 8 would be'):
+    with pytest.raises(OptionError, match='queue_size 4 is smaller than the batch of 8') as fault:
         PairPool(4).exchange(*batch(0, 8), 0)
+    assert fault.value.key == ('queue_size',)
     with pytest.raises(OptionError, match='should be 1 or more'):
         PairPool(0)
     pool = PairPool(4)

@@ -89,9 +89,10 @@ def _check_files(options: Options) -> None:
     here = f'does not exist (seen from {Path.cwd()})'
     for label, dataset in options.datasets.items():
         for key, value in dataset.options.items():
-            names_file = key.startswith(('dataroot', 'meta_info', 'pair_list')) and isinstance(value, str)
-            if names_file and not Path(value).exists() and not _lies_in_lmdb(Path(value)):
-                raise OptionError(f'{value!r} {here}', ('datasets', label, key))
+            names_files = key.startswith(('dataroot', 'meta_info', 'pair_list'))
+            for name in value if isinstance(value, list) else [value]:
+                if names_files and isinstance(name, str) and not Path(name).exists() and not _lies_in_lmdb(Path(name)):
+                    raise OptionError(f'{name!r} {here}', ('datasets', label, key))
     for label, pretrained in options.path.pretrained.items():
         if '://' not in pretrained.path and not Path(pretrained.path).is_file():
             raise OptionError(f'{pretrained.path!r} {here}', ('path', f'pretrain_network_{label}'))

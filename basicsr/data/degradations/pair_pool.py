@@ -14,7 +14,7 @@ class PairPool:
     places. Here only the places are permuted: the pairs that leave are the same, and nothing else is copied.
 
     Args:
-        queue_size: pairs; a multiple of the batch size. Memory at gt 256, lq 64: 0.84 MB each.
+        queue_size: pairs; at least a batch, of which the last one that fills the pool may not fit whole. Memory at gt 256, lq 64: 0.84 MB each.
     """
 
     def __init__(self, queue_size: int):
@@ -37,18 +37,15 @@ class PairPool:
     def exchange_by(self, lq: Tensor, gt: Tensor, permutation) -> tuple[Tensor, Tensor]:
         """`exchange` with a function that gives the permutation of the pairs, asked only when the pool is full."""
         size = len(lq)
-        if self.queue_size % size:
-            raise OptionError(
-                f'queue_size {self.queue_size} is not a multiple of the batch size {size}; '
-                f'{max(1, self.queue_size // size) * size} would be',
-                ('queue_size',),
-            )
+        if self.queue_size < size:
+            raise OptionError(f'queue_size {self.queue_size} is smaller than the batch of {size}', ('queue_size',))
         self._fit('lq', lq)
         self._fit('gt', gt)
         if self.filled < self.queue_size:
-            places = slice(self.filled, self.filled + size)
-            self.lq[places], self.gt[places] = lq, gt
-            self.filled += size
+            room = min(size, self.queue_size - self.filled)
+            places = slice(self.filled, self.filled + room)
+            self.lq[places], self.gt[places] = lq[:room], gt[:room]
+            self.filled += room
             return lq, gt
         self.order = self.order[permutation()]
         places = on_device(self.order[:size], lq.device)

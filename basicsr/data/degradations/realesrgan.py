@@ -142,7 +142,7 @@ class RealESRGANDegradation(BatchDegradation):
         jpeg_range, jpeg_range2: qualities.
         second_blur_prob: of the second blur.
         gt_size: side of the square that is cut out of the degraded pair, in gt pixels.
-        queue_size: pairs in the pool, a multiple of the batch size; 0 for no pool.
+        queue_size: pairs in the pool of each process, at least a batch; 0 for no pool.
         groups: 1: the samples of a step share resizes, kinds of noise, order and the map of gray Gaussian noise, as
             published. N: a step is dealt into N groups with decisions of their own, by number % N. 0: each sample
             decides for itself, and its lq depends on (seed, number) alone.
