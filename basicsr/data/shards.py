@@ -163,7 +163,7 @@ def read_index(place: str, required: bool) -> dict[str, dict]:
 
 
 def index_text(shards: Iterable[Shard]) -> str:
-    """The index of shards as webdataset's indexed reader has it, to lie beside them."""
+    """The index of shards, to lie beside them; its keys are those of WebDataset's `wids` indexes."""
     entries = []
     for shard in shards:
         known = {'filesize': shard.size, 'sha256': shard.sha256}
