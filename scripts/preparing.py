@@ -289,6 +289,9 @@ def _spawned(
     pending: dict[Future, Any] = {}
     rest = iter(items)
     try:
+        with _children_deaf_to_interrupts():  # the first submission starts all workers
+            for item in islice(rest, 1):
+                pending[pool.submit(_attempt, job, item)] = item
         while True:
             for item in islice(rest, 4 * workers - len(pending)):
                 pending[pool.submit(_attempt, job, item)] = item
@@ -306,9 +309,21 @@ def _spawned(
         pool.shutdown(cancel_futures=True)
 
 
+@contextmanager
+def _children_deaf_to_interrupts() -> Iterator[None]:
+    """Processes started inside leave Ctrl-C to this one: they inherit that it is ignored."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def _start_worker() -> None:
-    """One core each; Ctrl-C is the main process's to answer; when that is killed, its workers end too."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """One core each; when the main process is killed, its workers end too."""
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     threading.Thread(target=_end_with_parent, daemon=True).start()
