@@ -36,3 +36,14 @@ def make_lmdb(path: Path, images: dict[str, np.ndarray]) -> Path:
     ]
     (path / 'meta_info.txt').write_text(''.join(lines), encoding='utf-8')
     return path
+
+
+def make_sr3_lmdb(path: Path, images: dict[str, np.ndarray], length: str | None = None) -> Path:
+    """An LMDB as SR3's prepare_data.py writes it: PNG files under keys such as hr_128_00000, and their number."""
+    path.mkdir(parents=True)
+    with lmdb.open(str(path), map_size=1 << 24) as environment, environment.begin(write=True) as transaction:
+        for key, image in images.items():
+            transaction.put(key.encode(), cv2.imencode('.png', image[..., ::-1])[1].tobytes())
+        if length is not None:
+            transaction.put(b'length', length.encode())
+    return path

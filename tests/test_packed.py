@@ -16,8 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
+from basicsr.data.degraded_image_dataset import DegradedImageDataset
 from basicsr.data.packed import PackedStorage, read_index, write_packed
 from basicsr.data.paired_image_dataset import PairedImageDataset
+from basicsr.data.single_image_dataset import SingleImageDataset
 from basicsr.data.storage import FolderStorage, LmdbStorage, open_storage
 from basicsr.utils.registry import OptionError, UserError
 
@@ -97,6 +99,21 @@ def test_a_data_set_gives_the_same_items_as_from_png(phase, tmp_path):
         item = packed[seed % 3]
         assert torch.equal(item['lq'], expected['lq']) and torch.equal(item['gt'], expected['gt'])
         assert item['gt_path'] == expected['gt_path'].replace('/gt/', '/gt.packed/')
+
+
+def test_every_data_set_reads_a_store(tmp_path):
+    gt, lq = make_pairs(tmp_path, ['a.png', 'sub/b.png'], height=16, width=20)
+    packed = packed_folder(gt), packed_folder(lq)
+    bicubic = {'type': 'BicubicDegradation', 'round_to_8_bit': False}
+    for build in (
+        lambda roots, **backend: SingleImageDataset(roots[1], **backend),
+        lambda roots, **backend: DegradedImageDataset(roots[0], 2, bicubic, phase='val', **backend),
+    ):
+        files, store = build((gt, lq)), build(packed, io_backend=PACKED)
+        assert len(store) == 2 and store.faults(True) == []
+        for n in range(2):
+            item = store[n]
+            assert all(torch.equal(item[k], v) for k, v in files[n].items() if isinstance(v, torch.Tensor))
 
 
 @pytest.mark.parametrize('start', ['fork', 'spawn'])

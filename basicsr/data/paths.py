@@ -134,11 +134,6 @@ def paired_names(
     return pairs, faults
 
 
-def measured(storage: Storage, name: str, thorough: bool) -> tuple[int, int]:
-    """(width, height) of an image, from its header or from decoding it. Raises ValueError that names it."""
-    return storage.size(name, thorough)
-
-
 def _check_template(template: str) -> None:
     try:
         useful = template.format('a') != template.format('b')

@@ -102,7 +102,7 @@ class _LmdbReader(EncodedStorage):
         try:
             with _reading:
                 if place not in _environments:
-                    _environments[place] = lmdb.open(place, subdir=True, max_readers=512, **self.settings)
+                    _environments[place] = _opened(place, self.settings)
                 with _environments[place].begin(write=False) as transaction:
                     yield transaction
         except lmdb.Error as error:
@@ -198,6 +198,21 @@ def _files(root: Path) -> Iterator[Path]:
         if place not in seen:
             yield from (Path(folder) / name for name in names)
         seen.add(place)
+
+
+def _opened(place: str, settings: dict[str, bool]) -> Any:
+    """An environment to read. Raises lmdb.Error for one that cannot be, or whose file lacks its end."""
+    import lmdb
+
+    environment = lmdb.open(place, subdir=True, max_readers=512, **settings)
+    needed = environment.stat()['psize'] * (environment.info()['last_pgno'] + 1)
+    there = Path(place, 'data.mdb').stat().st_size
+    # LMDB would read beyond the end, at which the system ends the process. (Where images were deleted, the last pages
+    # may be missing by right; a copy made by LMDB's own mdb_copy -c has none such.)
+    if there < needed:
+        environment.close()
+        raise lmdb.CorruptedError(f'data.mdb is truncated: {there} bytes of {needed}')
+    return environment
 
 
 def _key(line: str) -> str:
