@@ -111,6 +111,10 @@ PAIRS = {'name': 'n', 'type': 'PairedImageDataset', 'dataroot_gt': 'gt', 'dataro
             {**CHANGES, 'datasets:train': {**CHANGES['datasets:train'], 'kernel_list': ['isotropic', 'aniso']}},
             "datasets:train: 'isotropic' in kernel_list is not",
         ),
+        (
+            {**CHANGES, 'datasets:train': {**CHANGES['datasets:train'], 'crop_size': 14}},
+            'degrading gt/.*png, gt/.*png: .*smaller than the crop of gt_size 16',
+        ),
         ({**CHANGES, 'model': {'l1_gt_usm': True}}, 'need a degradation with `gt_usm: both`'),
         ({**CHANGES, 'degradation': {**DEGRADATION, 'queue_size': 1}}, 'queue_size 1 is smaller than the batch of 2'),
     ],

@@ -185,7 +185,15 @@ class CountedBatches:
                 if self.degrade is None
                 else 'the training set gives lq already: the section `degradation:` is for sets that give gt only'
             )
-        return batch if self.degrade is None else self.degrade(batch)
+        return batch if self.degrade is None else self._degraded(batch)
+
+    def _degraded(self, batch: dict) -> dict:
+        try:
+            return self.degrade(batch)
+        except UserError:
+            raise
+        except ValueError as error:
+            raise DataError(f'degrading {", ".join(self.files)}: {error}') from None
 
     @property
     def epoch(self) -> int:
