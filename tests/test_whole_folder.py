@@ -60,6 +60,12 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path):
         pass
 
 
+@pytest.mark.skipif(not Path('/proc/self').exists(), reason='/proc takes no files, not even from root')
+def test_a_folder_that_takes_no_files_is_not_taken_for_one_in_use():
+    with pytest.raises(OSError, match=r'cannot write /proc/a: '), whole_folder('/proc/a'):
+        pass
+
+
 def test_a_relative_path_is_seen_from_where_writing_began(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / 'elsewhere').mkdir()

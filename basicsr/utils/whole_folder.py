@@ -1,5 +1,6 @@
 """A folder that appears whole or not at all, whatever ends the process that writes it."""
 
+import errno
 import os
 import shutil
 from collections.abc import Iterator
@@ -46,6 +47,8 @@ def _locked(path: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
+        if not Path(lock.lock_file).exists():
+            raise OSError(errno.EACCES, 'the folder around it cannot be written to') from None
         raise UserError(f'{path}: another process is writing it') from None
     try:
         yield
