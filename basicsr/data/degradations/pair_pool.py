@@ -14,7 +14,8 @@ class PairPool:
     places. Here only the places are permuted: the pairs that leave are the same, and nothing else is copied.
 
     Args:
-        queue_size: pairs; at least a batch, of which the last one that fills the pool may not fit whole. Memory at gt 256, lq 64: 0.84 MB each.
+        queue_size: pairs; at least a batch, of which the last one that fills the pool may not fit whole. Memory at gt
+            256, lq 64: 0.84 MB each.
     """
 
     def __init__(self, queue_size: int):
