@@ -16,13 +16,14 @@ from basicsr.metrics.evaluate import build_metrics, metric_sections, score
 from basicsr.models import build_model
 from basicsr.models.base_model import BaseModel
 from basicsr.models.restorer import Restorer
+from basicsr.utils.checkpoint import has_part, read_checkpoint
 from basicsr.utils.download import local_path
 from basicsr.utils.image import read_image, to_tensor, to_uint8, write_image
 from basicsr.utils.messages import LOGGER
-from basicsr.utils.options import load_options
+from basicsr.utils.options import Options, load_options
 from basicsr.utils.picture import Picture
 from basicsr.utils.picture_files import Job
-from basicsr.utils.registry import UserError
+from basicsr.utils.registry import ARCH_REGISTRY, MODEL_REGISTRY, UserError
 from basicsr.utils.resize import imresize
 from basicsr.utils.zoo import find_model
 
@@ -43,17 +44,49 @@ class Outcome:
 
 
 def load_model(name: str | None, option_file: str | None, weights: str | None, offline: bool) -> BaseModel:
-    """The model of a name in models.yml, or of an option file, with its weights; on the CPU. Raises UserError."""
+    """The model of a name in models.yml, or of an option file, with its weights; on the CPU.
+
+    A file of weights that holds several networks feeds each that restoring needs; one network's file feeds network_g.
+    Raises UserError.
+    """
     if name is not None:
         known = find_model(name)
         option_file, path = str(known.option_file), known.weights_file(offline)
     else:
         path = None if weights is None else local_path(weights, offline)
-    overrides = [] if path is None else [f'path:pretrain_network_g={path.resolve()}', 'path:param_key_g=params_ema']
-    opt = load_options(option_file, is_train=False, overrides=overrides, check_files=False)
-    if 'g' not in opt.path.pretrained:
-        raise UserError(f'{option_file} names no weights (path: pretrain_network_g); name them with --weights')
+    opt = load_options(option_file, is_train=False, check_files=False)
+    if path is not None:
+        overrides = _overrides(opt, path.resolve())
+        opt = load_options(option_file, is_train=False, overrides=overrides, check_files=False)
+    for label in _needed(opt):
+        if label not in opt.path.pretrained:
+            key = f'pretrain_network_{label}'
+            if path is None:
+                raise UserError(f'{option_file} names no weights (path: {key}); name them with --weights')
+            raise UserError(f'{path} holds no network_{label}, and {option_file} names no other file (path: {key})')
     return build_model(opt)
+
+
+def _needed(opt: Options) -> list[str]:
+    """The networks that restoring needs."""
+    model = MODEL_REGISTRY.get(opt.model_type)
+    return [label for label in opt.networks if label not in model.training_only]
+
+
+def _overrides(opt: Options, path: Path) -> list[str]:
+    """What the option file would say of `path`, which may hold one network or several."""
+    content, parts = read_checkpoint(path), {}
+    for label in _needed(opt):
+        published = getattr(ARCH_REGISTRY.get(opt.networks[label]['type']), 'published_keys', ())
+        parts[label] = next((key for key in (*published, label) if has_part(content, key)), None)
+    if not any(parts.values()):
+        parts = {'g': 'params_ema'}
+    return [
+        line
+        for label, key in parts.items()
+        if key is not None
+        for line in (f'path:pretrain_network_{label}={path}', f'path:param_key_{label}={key}')
+    ]
 
 
 def restore_pictures(

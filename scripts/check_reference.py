@@ -19,6 +19,7 @@ from reference import (  # noqa: E402, F401 (they register)
     core_images,
     core_losses,
     core_training,
+    d2c_cases,
     d2c_training_cases,
     data_cases,
     degradation_cases,

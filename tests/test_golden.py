@@ -11,6 +11,7 @@ from reference import (  # noqa: F401 (they register)
     core_images,
     core_losses,
     core_training,
+    d2c_cases,
     d2c_training_cases,
     data_cases,
     degradation_cases,

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import os
 import pickle
 import warnings
@@ -15,8 +16,11 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from basicsr.utils.mge_checkpoint import Refused, is_plain_pickle, read_pickle
 from basicsr.utils.options import PretrainedOptions
 from basicsr.utils.registry import UserError
+
+logger = logging.getLogger(__name__)
 
 MANIFEST = 'manifest.json'
 NETWORK_KEYS = ('params_ema', 'params', 'state_dict', 'model_state_dict', 'model', 'net')
@@ -27,7 +31,7 @@ class CheckpointError(UserError):
 
 
 def read_checkpoint(path: str | Path, verify: bool = True) -> dict:
-    """The content of a .pth, .pt, .state or .safetensors file, on the CPU; nothing in it is executed.
+    """The content of a .pth, .pt, .state, .safetensors or MegEngine .pkl file, on the CPU; nothing in it is executed.
 
     Args:
         verify: compare with the checksum in the folder's manifest.json, if that lists the file.
@@ -43,13 +47,14 @@ def read_checkpoint(path: str | Path, verify: bool = True) -> dict:
     try:
         if path.suffix == '.safetensors':
             return load_file(path)
-        _refuse_zip_bomb(path)
-        with warnings.catch_warnings(action='ignore'):  # torch's, of what an exception says too
-            content = torch.load(path, map_location='cpu', weights_only=True)
+        with path.open('rb') as file:
+            is_pickle = is_plain_pickle(file.read(64))
+        content = read_pickle(path) if is_pickle else _read_torch(path)
     except CheckpointError:
         raise
-    except pickle.UnpicklingError as error:
+    except (Refused, pickle.UnpicklingError) as error:
         lines = [line.strip() for line in str(error).splitlines() if 'Unsupported' in line or 'GLOBAL' in line]
+        lines = [str(error)] if isinstance(error, Refused) else lines
         reason = lines[0][:160] if lines else 'not a checkpoint'
         raise CheckpointError(
             f'{path}: refused, nothing was executed: it holds more than tensors and plain values ({reason})'
@@ -67,13 +72,18 @@ def read_checkpoint(path: str | Path, verify: bool = True) -> dict:
     return dict(content)
 
 
+def has_part(content: Mapping, key: str | None) -> bool:
+    """Whether a file of several parts has one under `key`: as a dictionary, or as flat names that begin with `key.`."""
+    return key is not None and (isinstance(content.get(key), Mapping) or bool(_with_prefix(content, key)))
+
+
 def network_state(content: Mapping, key: str | None, name: str) -> dict[str, Tensor]:
     """The state dict inside a checkpoint: under `key`, else under a usual key, else the content itself.
 
     Prefixes of wrappers (`module.`, `_orig_mod.`) are removed. Raises CheckpointError naming what the file has.
     """
     wanted = [k for k in (key, 'params', *NETWORK_KEYS) if k is not None and isinstance(content.get(k), Mapping)]
-    state = content[wanted[0]] if wanted else content
+    state = content[wanted[0]] if wanted else content if key is None else _with_prefix(content, key) or content
     tensors = {_bare_name(k): v for k, v in state.items() if isinstance(v, Tensor) and isinstance(k, str)}
     if not tensors:
         raise CheckpointError(
@@ -82,14 +92,18 @@ def network_state(content: Mapping, key: str | None, name: str) -> dict[str, Ten
     return tensors
 
 
-def load_network(net: nn.Module, state: Mapping[str, Tensor], name: str, strict: bool = True) -> set[str]:
+def load_network(
+    net: nn.Module, state: Mapping[str, Tensor], name: str, strict: bool = True, published: bool = False
+) -> set[str]:
     """Copy a state dict into a network, through its `from_published` if it has one; returns what was left as it was.
 
+    Where a network's `published_keys` name the entries of a file that hold the publisher's layout, no other is
+    converted: `published` says that this is one.
     Not strict: entries that are missing, unknown or of another shape are left out. The network's `optional_entries`
     are names that it takes but does not keep.
     Raises CheckpointError with the first ten missing, unexpected and mis-shaped names.
     """
-    if hasattr(net, 'from_published'):
+    if hasattr(net, 'from_published') and (published or not hasattr(net, 'published_keys')):
         try:
             state = net.from_published(dict(state))
         except ValueError as error:
@@ -119,13 +133,20 @@ def load_pretrained(
     """Load the file that an option file names into `net`; returns the names that it left as they were.
 
     Args:
-        key: the entry of the file to take, such as 'params_ema'.
+        key: the entry of the file to take, such as 'params_ema'; if it is not there, the one that `source` names, then
+            the network's `published_keys`, then the usual ones.
         like: where to copy entries from that the file lacks; only of use when the loading is not strict.
     """
     from basicsr.utils.download import local_path
 
     content = read_checkpoint(local_path(source.path), verify)
-    missing = load_network(net, network_state(content, key, source.path), source.path, source.strict)
+    published = getattr(net, 'published_keys', {})
+    key = next((k for k in (key, source.param_key, *published) if has_part(content, k)), key)
+    note = published.get(key) if key in content else None
+    if note and like is None:
+        logger.info('%s: %s: %s', source.path, key, note)
+    state = network_state(content, key, source.path)
+    missing = load_network(net, state, source.path, source.strict, note is not None)
     if like is not None and missing:
         entries = like.state_dict()
         net.load_state_dict({k: entries[k] for k in missing if k in entries}, strict=False)
@@ -242,6 +263,20 @@ def _sync_folder(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def _with_prefix(content: Mapping, key: str) -> dict:
+    """The entries of a flat file below `key`, without it. A usual key is no prefix: a network may have such a child."""
+    prefix = f'{key.rstrip(".")}.'
+    if key in NETWORK_KEYS:
+        return {}
+    return {k.removeprefix(prefix): v for k, v in content.items() if isinstance(k, str) and k.startswith(prefix)}
+
+
+def _read_torch(path: Path) -> Any:
+    _refuse_zip_bomb(path)
+    with warnings.catch_warnings(action='ignore'):  # torch's, of what an exception says too
+        return torch.load(path, map_location='cpu', weights_only=True)
 
 
 def _refuse_zip_bomb(path: Path) -> None:

@@ -18,6 +18,7 @@ class Case:
 
     spec: dict
     arrays: dict[str, np.ndarray]
+    folder: Path = Path()  # where the files lie that the JSON names
 
     @property
     def name(self) -> str:
@@ -75,7 +76,7 @@ def load(path: str | Path) -> Case:
     path = Path(path)
     stored = path.with_suffix('.npz')
     arrays = dict(np.load(stored)) if stored.exists() else {}
-    return Case(json.loads(path.read_text(encoding='utf-8')), arrays)
+    return Case(json.loads(path.read_text(encoding='utf-8')), arrays, path.parent)
 
 
 def filled(name: str, shape: list[int] | tuple[int, ...]) -> Tensor:

@@ -35,7 +35,7 @@ class Verdict:
 
 
 def checks(system: str, text: str) -> Callable[[Checker], Checker]:
-    """Decorator: the checker of a system's cases whose network or function contains `text`; the first one wins."""
+    """Decorator: the checker of a system's cases whose network or function contains `text`; the longest text wins."""
 
     def add(checker: Checker) -> Checker:
         _checkers.append((system, text, checker))
@@ -47,7 +47,8 @@ def checks(system: str, text: str) -> Callable[[Checker], Checker]:
 def judge(case: Case) -> Verdict:
     """Run a case; whatever goes wrong in it is a verdict, not an exception."""
     asked = f'{case.spec.get("network", "")} {case.spec.get("function", "")}'
-    checker = next((c for system, text, c in _checkers if system == case.spec['system'] and text in asked), None)
+    fitting = [(text, c) for system, text, c in _checkers if system == case.spec['system'] and text in asked]
+    checker = max(fitting, key=lambda entry: len(entry[0]), default=(None, None))[1]
     if checker is None:
         return Verdict('unsupported', note=f'no checker for: {asked.strip()}')
     torch.manual_seed(0)
