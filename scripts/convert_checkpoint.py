@@ -1,41 +1,94 @@
 """Write the network of any checkpoint as plain safetensors, which every tool reads and nothing can hide code in.
 
 python scripts/convert_checkpoint.py experiments/ATD-quick_x2/models/net_g_latest.pth quick_x2.safetensors --half
+
+D2C-SR has two networks. One file holds both, as `g.NAME` and `f.NAME`, for RGB; inference.py --weights takes it. From
+the published checkpoint.pkl (MegEngine, BGR), from our two files, and back to the published form:
+python scripts/convert_checkpoint.py checkpoint.pkl d2c_x4.safetensors
+python scripts/convert_checkpoint.py net_g_latest.pth d2c_x4.safetensors --fusion net_f_latest.pth
+python scripts/convert_checkpoint.py d2c_x4.safetensors checkpoint.pkl
 """
 
 import argparse
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from safetensors.torch import save
+from torch import Tensor
 
-from basicsr.utils.checkpoint import network_state, read_checkpoint, write_atomically
+from basicsr.archs.d2c_arch import D2CBranches, D2CFusion
+from basicsr.utils.checkpoint import has_part, network_state, read_checkpoint, write_atomically
 from basicsr.utils.cli import run
+from basicsr.utils.mge_export import megengine_pickle
 from basicsr.utils.registry import UserError
+
+D2C = {'g': D2CBranches, 'f': D2CFusion}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('source', type=Path, help='a .pth, .pt or .safetensors file')
-    parser.add_argument('target', type=Path, help='the .safetensors file to write')
+    parser.add_argument('source', type=Path, help='a .pth, .pt, .pkl or .safetensors file')
+    parser.add_argument('target', type=Path, help='the .safetensors file to write, or .pkl for D2C-SR as published')
     parser.add_argument('--key', default='params_ema', help='which entry of the file to take (params_ema, else params)')
+    parser.add_argument('--fusion', type=Path, metavar='FILE', help="D2C-SR: network_f's file; source has network_g")
     parser.add_argument('--half', action='store_true', help='floating-point tensors in half precision')
     parser.add_argument('--overwrite', action='store_true', help='replace an existing target')
     args = parser.parse_args()
-    if args.target.suffix != '.safetensors':
-        raise UserError(f'{args.target}: the target is a .safetensors file')
+    if args.target.suffix not in ('.safetensors', '.pkl'):
+        raise UserError(f'{args.target}: the target is a .safetensors file, or a .pkl file')
     if args.target.exists() and not args.overwrite:
         raise UserError(f'{args.target} exists; --overwrite replaces it')
-    state = network_state(read_checkpoint(args.source), args.key, str(args.source))
-    if args.half:
-        state = {name: value.half() if value.is_floating_point() else value for name, value in state.items()}
-    data = save({name: value.contiguous() for name, value in state.items()})
+    parts = read_parts(args.source, args.key, args.fusion)
+    if args.target.suffix == '.pkl':
+        if args.half:
+            raise UserError('--half is for .safetensors: the published form is float32')
+        data = published_pickle(parts, args.source)
+    else:
+        state = {f'{label}.{k}' if label else k: v for label, part in parts.items() for k, v in part.items()}
+        if args.half:
+            state = {name: value.half() if value.is_floating_point() else value for name, value in state.items()}
+        data = save({name: value.contiguous() for name, value in state.items()})
     write_atomically(args.target, lambda file: file.write(data))
-    size = args.target.stat().st_size
-    print(f'{args.target}: {len(state)} tensors, {sum(v.numel() for v in state.values()):,} values, {size:,} bytes')
+    tensors = [value for part in parts.values() for value in part.values()]
+    values, size = sum(value.numel() for value in tensors), args.target.stat().st_size
+    print(f'{args.target}: {len(tensors)} tensors, {values:,} values, {size:,} bytes')
+    if 'g' in parts:
+        print(description(parts['g']))
     return 0
+
+
+def read_parts(source: Path, key: str, fusion: Path | None) -> dict[str, Mapping[str, Tensor]]:
+    """State dicts of ours by the label of their network; by '' where the file holds one of whatever system."""
+    content = read_checkpoint(source)
+    published = {label: next(iter(net.published_keys)) for label, net in D2C.items()}
+    if fusion is not None:
+        return {
+            'g': network_state(content, key, str(source)),
+            'f': network_state(read_checkpoint(fusion), key, str(fusion)),
+        }
+    if any(part in content for part in published.values()):
+        states = {label: network_state(content, part, str(source)) for label, part in published.items()}
+        return {label: D2C[label].from_published(state) for label, state in states.items()}
+    if all(has_part(content, label) for label in D2C):
+        return {label: network_state(content, label, str(source)) for label in D2C}
+    return {'': network_state(content, key, str(source))}
+
+
+def published_pickle(parts: dict[str, Mapping[str, Tensor]], source: Path) -> bytes:
+    """D2C-SR's checkpoint.pkl: two dictionaries for BGR, biases (1, c, 1, 1)."""
+    if parts.keys() != D2C.keys():
+        raise UserError(f'{source}: a .pkl file takes both networks of D2C-SR: name the other with --fusion')
+    return megengine_pickle({next(iter(net.published_keys)): net.to_published(parts[k]) for k, net in D2C.items()})
+
+
+def description(branches: Mapping[str, Tensor]) -> str:
+    """What an option file says of these weights, and how the published mean shifts look (d2c.md 6.2)."""
+    options = ', '.join(f'{name}: {value}' for name, value in D2CBranches.options_of(branches).items())
+    shifts = (f'{name} {[round(v, 4) for v in branches[f"{name}.bias"].tolist()]}' for name in ('sub_mean', 'add_mean'))
+    return f'network_g: {{type: D2CBranches, {options}}}\nbiases of the mean shifts (RGB): {", ".join(shifts)}'
 
 
 if __name__ == '__main__':
