@@ -1,11 +1,14 @@
-"""Bicubic resizing with MATLAB's numbers: the degradation that defines classical super-resolution."""
+"""Bicubic resizing: with MATLAB's numbers, the degradation that defines classical super-resolution, and Pillow's."""
 
 import math
 from functools import lru_cache
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
+
+PILLOW_FILTERS = {'bicubic': Image.Resampling.BICUBIC, 'bilinear': Image.Resampling.BILINEAR}
 
 
 def imresize(image: np.ndarray | Tensor, scale: float, antialiasing: bool = True) -> np.ndarray | Tensor:
@@ -32,6 +35,21 @@ def imresize(image: np.ndarray | Tensor, scale: float, antialiasing: bool = True
     for made, used, weights in pixels:
         np.matmul(rows[:, used], weights.T, out=resized[:, made])
     return resized.reshape(len(rows), -1, *image.shape[2:])
+
+
+def pillow_resize(pixels: np.ndarray, width: int, height: int, resample: str = 'bicubic') -> np.ndarray:
+    """(h, w, 3) or (h, w) uint8 -> (height, width, ...) uint8 by Pillow's antialiased filter: 'bicubic' or 'bilinear'.
+
+    It is what torchvision's `resize` of a PIL image gives. Bicubic is a = -0.5 as MATLAB's, but with weights of 8-bit
+    precision, the rounding between rows and columns, and a border where the taps outside are left out.
+    """
+    if pixels.dtype != np.uint8:
+        raise ValueError(f'pillow_resize takes uint8, got {pixels.dtype}')
+    if resample not in PILLOW_FILTERS:
+        raise ValueError(f'{resample!r} is not a known filter; known: {", ".join(PILLOW_FILTERS)}')
+    if pixels.shape[:2] == (height, width):
+        return pixels
+    return np.asarray(Image.fromarray(pixels).resize((width, height), PILLOW_FILTERS[resample]))
 
 
 def _resize_tensor(image: Tensor, scale: float, antialiasing: bool) -> Tensor:

@@ -1,28 +1,10 @@
-"""The resizing that degrades: MATLAB's bicubic (in utils, as NIQE needs it too) and Pillow's, by Pillow itself."""
+"""The resizing that degrades: MATLAB's and Pillow's bicubic (in utils, as metrics and models need them too)."""
 
 import numpy as np
-from PIL import Image
 
-from basicsr.utils.resize import imresize
+from basicsr.utils.resize import PILLOW_FILTERS, imresize, pillow_resize
 
 __all__ = ['PILLOW_FILTERS', 'imresize', 'pillow_resize', 'resize_and_center_crop']
-
-PILLOW_FILTERS = {'bicubic': Image.Resampling.BICUBIC, 'bilinear': Image.Resampling.BILINEAR}
-
-
-def pillow_resize(pixels: np.ndarray, width: int, height: int, resample: str = 'bicubic') -> np.ndarray:
-    """(h, w, 3) or (h, w) uint8 -> (height, width, ...) uint8 by Pillow's antialiased filter: 'bicubic' or 'bilinear'.
-
-    It is what torchvision's `resize` of a PIL image gives. Bicubic is a = -0.5 as MATLAB's, but with weights of 8-bit
-    precision, the rounding between rows and columns, and a border where the taps outside are left out.
-    """
-    if pixels.dtype != np.uint8:
-        raise ValueError(f'pillow_resize takes uint8, got {pixels.dtype}')
-    if resample not in PILLOW_FILTERS:
-        raise ValueError(f'{resample!r} is not a known filter; known: {", ".join(PILLOW_FILTERS)}')
-    if pixels.shape[:2] == (height, width):
-        return pixels
-    return np.asarray(Image.fromarray(pixels).resize((width, height), PILLOW_FILTERS[resample]))
 
 
 def resize_and_center_crop(
