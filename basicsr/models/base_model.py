@@ -28,6 +28,8 @@ class BaseModel:
     always_trained: tuple[str, ...] = ('g',)  # networks that every training needs an optimizer for
     averaged: tuple[str, ...] = ('g',)  # networks that ema_decay averages, where they are trained
     size_multiple = 1
+    tiles_itself = False  # restore is given whole images, and the tiles to work in (see Restorer)
+    maps: tuple[str, ...] = ()  # what `restore_with_maps` gives beside the image
 
     def __init__(self, opt: Options):
         self.opt, self.scale, self.device = opt, opt.scale, torch.device('cpu')

@@ -27,6 +27,8 @@ class Restorer:
         maps: the result has the model's maps (see its `restore_with_maps`) as further channels; values in [0, 1].
         dtype: 'fp32', 'bf16' or 'fp16' (by autocast), or 'auto': bf16 on a CUDA device that has it, else fp32.
     Out of memory, it halves tile_batch, then tile, keeps what fits for the images that follow, and says so once.
+    A model with `tiles_itself` is given whole images, and what it needs to know of tiles: restore(lq, tile=, overlap=,
+    tile_batch=, progress=, **context).
     """
 
     def __init__(
@@ -80,10 +82,15 @@ class Restorer:
         for step, transform in enumerate(transforms):
             image = _transformed(lq, transform)
             tile, overlap = self._tile_for(image)
-            count = tile_count(*image.shape[-2:], tile, overlap)
-            report = partial(_report, progress, step * count, len(transforms) * count) if progress else None
-            restore = partial(self._restore, context=context, images=len(lq))
-            sr = tiled(restore, image, self.model.scale, tile, overlap, self.tile_batch, report)
+            if getattr(self.model, 'tiles_itself', False):
+                report = partial(_report_part, progress, step, len(transforms)) if progress else None
+                within = {'tile': tile, 'overlap': overlap, 'tile_batch': self.tile_batch, 'progress': report}
+                sr = self._restore(image, context | within, len(lq))
+            else:
+                count = tile_count(*image.shape[-2:], tile, overlap)
+                report = partial(_report, progress, step * count, len(transforms) * count) if progress else None
+                restore = partial(self._restore, context=context, images=len(lq))
+                sr = tiled(restore, image, self.model.scale, tile, overlap, self.tile_batch, report)
             sr = _restored(sr, transform)
             total = sr if total is None else total + sr
         return total / len(transforms)
@@ -183,3 +190,7 @@ def _repeated(value, images: int, times: int):
 
 def _report(progress: Callable[[int, int], None], before: int, total: int, done: int, _: int) -> None:
     progress(before + done, total)
+
+
+def _report_part(progress: Callable[[int, int], None], part: int, parts: int, done: int, total: int) -> None:
+    progress(part * total + done, parts * total)

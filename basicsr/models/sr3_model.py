@@ -1,0 +1,298 @@
+"""SR3 and DDPM: a network learns to name the noise in an image; images are restored, or made, by sampling."""
+
+import inspect
+import logging
+import zlib
+from collections.abc import Callable, Sequence
+from typing import Annotated, Literal
+
+import numpy as np
+import torch
+from pydantic import AfterValidator, NonNegativeInt, PositiveInt
+from torch import Tensor
+
+from basicsr.models.base_model import BaseModel
+from basicsr.models.diffusion import GaussianDiffusion
+from basicsr.models.diffusion_sampling import ImageNoise, Sampler, sample, snapshot_steps
+from basicsr.models.restorer import pad_to_multiple
+from basicsr.utils.checkpoint import CheckpointError, network_state, read_checkpoint
+from basicsr.utils.options import Options, PretrainedOptions
+from basicsr.utils.registry import ARCH_REGISTRY, MODEL_REGISTRY, OptionError, UserError, check_arguments
+from basicsr.utils.resize import pillow_resize
+from basicsr.utils.tiling import tiled
+
+logger = logging.getLogger(__name__)
+Progress = Callable[[int, int], None]
+NEARLY_NOISE = 0.1  # the image's part in what sampling starts from: with more of it, pure noise is another thing
+
+
+def checked_schedule(section: dict) -> dict:
+    """The section as it is. Raises OptionError unless it describes a GaussianDiffusion."""
+    check_arguments(GaussianDiffusion, section, what='option of a noise schedule')
+    GaussianDiffusion(**section)
+    return section
+
+
+def checked_sampler(section: dict) -> dict:
+    """The section as it is. Raises OptionError unless it describes a Sampler."""
+    check_arguments(Sampler, section, what='option of a sampler')
+    Sampler(**section)
+    return section
+
+
+ScheduleSection = Annotated[dict, AfterValidator(checked_schedule)]
+
+
+@MODEL_REGISTRY.register()
+class SR3Model(BaseModel):
+    """SR3 (Saharia et al., arXiv:2104.07636) with a network that is told the level of noise, or, as DDPM, the step.
+
+    network_g sees the enlarged lq beside the noisy image (its in_channel is then twice its out_channel), or the noisy
+    image alone: then the model makes images by `sample` and restores none. lq is enlarged by Pillow's bicubic in 8
+    bits, as the published data are, unless a batch brings lq_up.
+
+    Args:
+        schedule: of the noise that the network is trained with: schedule, n_timestep, linear_start, linear_end.
+        val_schedule: sample this chain in place of the trained one (published files have `beta_schedule.val`).
+        sampler: type, steps, eta, spacing, see Sampler; without it, all steps as published.
+        seed: of the noise that restoring begins with: an image's own follows from it and from the image's pixels alone.
+        share_timestep: one pair of neighbouring steps for a whole batch (of a process), as published; false draws one
+            for each image. Networks that are told the step draw one for each image in any case.
+        uniform_in: whether the level between two steps is drawn uniformly, as published, or its square (the paper).
+        clip_denoised: clamp the image seen in each state to [-1, 1].
+        ema_start, ema_every: the average of train:ema_decay is a copy before iteration ema_start, and then follows in
+            every ema_every-th iteration.
+    """
+
+    loss_names = ('noise',)
+    tiles_itself = True
+    maps = ('process',)
+
+    def __init__(
+        self,
+        opt: Options,
+        schedule: ScheduleSection,
+        val_schedule: ScheduleSection | None = None,
+        sampler: Annotated[dict, AfterValidator(checked_sampler)] | None = None,
+        seed: NonNegativeInt = 0,
+        share_timestep: bool = True,
+        uniform_in: Literal['level', 'alpha_bar'] = 'level',
+        clip_denoised: bool = True,
+        ema_start: NonNegativeInt = 0,
+        ema_every: PositiveInt = 1,
+    ):
+        self.diffusion, self.seed = GaussianDiffusion(**schedule), seed
+        self.sampled = self.diffusion if val_schedule is None else GaussianDiffusion(**val_schedule)
+        self.sampler, self.clip = Sampler(**(sampler or {})), clip_denoised
+        self.share_timestep, self.uniform_in = share_timestep, uniform_in
+        self.ema_start, self.ema_every = ema_start, ema_every
+        self._read_network(opt.networks['g'])
+        super().__init__(opt)
+        if opt.is_train and 'noise' not in opt.train.losses:
+            raise OptionError("option 'noise_opt' is missing", ('train',))
+        if opt.val.val_freq or not opt.is_train:
+            self._check_sampling()
+
+    def training_step(self, batch: dict) -> dict[str, Tensor]:
+        gt = 2 * batch['gt'] - 1
+        if any(side % self.multiple for side in gt.shape[-2:]):
+            raise UserError(f'network_g trains on sides that {self.multiple} divides, gt is {tuple(gt.shape[-2:])}')
+        if self.continuous:
+            level = self.diffusion.random_levels(len(gt), self.share_timestep, self.uniform_in)
+        else:
+            level = self.diffusion.random_steps(len(gt))
+        noise = torch.randn_like(gt)
+        noisy = self.diffusion.add_noise(gt, noise, level)
+        if self.conditional:
+            condition = batch['lq_up'] if 'lq_up' in batch else enlarged(batch['lq'], self.scale)
+            noisy = torch.cat([2 * condition - 1, noisy], 1)
+        named = self.nets['g'](noisy, level.to(gt.device))
+        loss = self.losses['noise'](named.float(), noise)
+        self.update('g', loss)
+        return {'l_noise': loss}
+
+    def after_step(self, iteration: int) -> None:
+        if iteration % self.ema_every == 0:
+            for label, average in self.averages.items():
+                average.update(self.bare(label), 0 if iteration < self.ema_start else None)
+
+    def context(self, lq: Tensor) -> dict:
+        """The seeds of the images' noise. Raises UserError if the network restores none."""
+        if not self.conditional:
+            raise UserError('this network makes images from noise alone and restores none: use scripts/sample.py')
+        return {'seeds': self._seeds(lq)}
+
+    def restore(
+        self,
+        lq: Tensor,
+        seeds: Tensor | None = None,
+        tile: int = 0,
+        overlap: int = 0,
+        tile_batch: int = 1,
+        progress: Progress | None = None,
+    ) -> Tensor:
+        """Images of any size by sampling: (b, 3, h, w) in [0, 1] -> (b, 3, h * scale, w * scale).
+
+        Args:
+            seeds: of each image's noise; None: those that `context` gives.
+            tile, overlap, tile_batch: the network sees tiles of so many lq pixels; the noise that it names in them is
+                blended in every step, so that all tiles make one image.
+            progress: called with (steps done, steps in all).
+        """
+        return self._restored(lq, seeds, (tile, overlap, tile_batch), progress, None)
+
+    def restore_with_maps(
+        self,
+        lq: Tensor,
+        seeds: Tensor | None = None,
+        tile: int = 0,
+        overlap: int = 0,
+        tile_batch: int = 1,
+        progress: Progress | None = None,
+    ) -> Tensor:
+        """What `restore` gives, and as further channels the enlarged lq and about ten states on the way, 3 for each."""
+        frames: list[Tensor] = []
+        sr = self._restored(lq, seeds, (tile, overlap, tile_batch), progress, frames)
+        return torch.cat([sr, *(frame.to(sr.device) for frame in frames)], 1)
+
+    @torch.inference_mode()
+    def sample(
+        self,
+        count: int,
+        seed: int | None = None,
+        size: tuple[int, int] | None = None,
+        snapshots: bool = False,
+        progress: Progress | None = None,
+    ) -> Tensor:
+        """Images from noise alone, of a network that sees nothing else.
+
+        Args:
+            seed: of the first image, that of each next one is one more; None: of the option file.
+            size: height and width; None: the network's image_size.
+            snapshots: also the start and about ten states on the way, on the CPU.
+        Shape: (count, 3, h, w) in [0, 1]; with snapshots (1 + states, count, 3, h, w), the last ones are the images.
+        """
+        if self.conditional:
+            raise UserError('this network restores images (in_channel is twice out_channel): it samples none by itself')
+        first, size = self.seed if seed is None else seed, size or (self.image_size, self.image_size)
+        frames: list[Tensor] | None = [] if snapshots else None
+        images = self._sampled(None, range(first, first + count), size, (0, 0, 1), progress, frames)
+        return torch.stack(frames) if snapshots else _unit(images, size)
+
+    def _restored(
+        self, lq: Tensor, seeds: Tensor | None, tiling: tuple, progress: Progress | None, frames: list[Tensor] | None
+    ) -> Tensor:
+        size = tuple(side * self.scale for side in lq.shape[-2:])
+        condition = pad_to_multiple(2 * enlarged(lq, self.scale) - 1, self.multiple) if self.conditional else None
+        seeds = self._seeds(lq) if seeds is None else seeds
+        return _unit(self._sampled(condition, seeds.tolist(), size, tiling, progress, frames), size)
+
+    def _sampled(
+        self,
+        condition: Tensor | None,
+        seeds: Sequence[int],
+        size: tuple[int, int],
+        tiling: tuple[int, int, int],
+        progress: Progress | None,
+        frames: list[Tensor] | None,
+    ) -> Tensor:
+        """Padded images in [-1, 1]; what is watched on the way is appended to `frames`, unpadded, in [0, 1]."""
+        steps = self.sampler.steps_of(self.sampled, self.continuous)
+        padded = [-(-side // self.multiple) * self.multiple for side in size]
+        draw = ImageNoise(seeds, (self.channels, *padded), self.device)
+        start = draw()
+        shown = snapshot_steps(len(steps.alphas)) if frames is not None else []
+        if frames is not None:
+            frames.append(_unit(start if condition is None else condition, size).cpu())
+
+        def watch(number: int, state: Tensor) -> None:
+            if number in shown:
+                frames.append(_unit(state, size).cpu())
+            if progress:
+                progress(number + 1, len(steps.alphas))
+
+        denoise = self._denoiser(condition, *tiling)
+        return sample(denoise, self.sampler, steps, start, draw, self.continuous, self.clip, watch)
+
+    def _denoiser(self, condition: Tensor | None, tile: int, overlap: int, batch: int) -> Callable:
+        """(x, level) -> the noise in x, named in tiles of lq pixels where `tile` is not 0."""
+        net, side = self.eval_net('g'), -(-tile * self.scale // self.multiple) * self.multiple
+
+        def denoise(x: Tensor, level: Tensor) -> Tensor:
+            seen = x if condition is None else torch.cat([condition, x], 1)
+            if side == 0 or max(x.shape[-2:]) <= side:
+                return net(seen, level)
+            named = tiled(
+                lambda part: net(part, level[:1].expand(len(part))), seen, 1, side, overlap * self.scale, batch
+            )
+            return named.to(x.device)
+
+        return denoise
+
+    def _seeds(self, lq: Tensor) -> Tensor:
+        """A seed per image, from its pixels: the same in every batch, order and process."""
+        if lq.is_meta:
+            return torch.zeros(len(lq), dtype=torch.int64)
+        return torch.tensor([self.seed + zlib.crc32(image.tobytes()) for image in _eight_bit(lq)])
+
+    def _read_network(self, section: dict) -> None:
+        """What the model must know of network_g, from its options. Raises OptionError for another kind of network."""
+        entry = ARCH_REGISTRY.get(section['type'])
+        options = {name: argument.default for name, argument in inspect.signature(entry).parameters.items()} | section
+        if missing := {'in_channel', 'out_channel', 'image_size', 'channel_mults'} - options.keys():
+            raise OptionError(
+                f'SR3Model works with SR3UNet and DDPMUNet; {entry.__name__} has no {", ".join(sorted(missing))}',
+                ('network_g', 'type'),
+            )
+        self.channels = options['out_channel'] or options['in_channel']
+        self.conditional = options['in_channel'] == 2 * self.channels
+        if options['in_channel'] not in (self.channels, 2 * self.channels):
+            raise OptionError(
+                f'should be out_channel or twice out_channel, got {options["in_channel"]}', ('network_g', 'in_channel')
+            )
+        self.image_size, self.multiple = options['image_size'], 2 ** (len(options['channel_mults']) - 1)
+        self.continuous = not getattr(entry, 'takes_steps', False)
+
+    def _check_sampling(self) -> None:
+        """Raise OptionError for a sampler or a schedule that cannot be; warn of a chain that ends before the noise."""
+        self.sampler.steps_of(self.sampled, self.continuous)
+        if self.sampled.levels[-1] > NEARLY_NOISE:
+            logger.warning(
+                'the schedule to sample ends where sqrt(abar) is still %.3g: pure noise, which sampling starts from, '
+                'is another thing. For fewer steps keep the trained schedule and give the sampler `steps`',
+                self.sampled.levels[-1],
+            )
+
+    def _load_pretrained(self) -> None:
+        source = self.opt.path.pretrained.get('g')
+        if source:
+            self._check_published(source)
+        super()._load_pretrained()
+
+    def _check_published(self, source: PretrainedOptions) -> None:
+        """Raise CheckpointError for a published file that was trained with another schedule."""
+        from basicsr.utils.download import local_path
+
+        state = network_state(read_checkpoint(local_path(source.path)), source.param_key, source.path)
+        if difference := self.diffusion.difference(state):
+            raise CheckpointError(f'{source.path}: its noise schedule is not that of model:schedule: {difference}')
+
+
+def enlarged(lq: Tensor, scale: int) -> Tensor:
+    """Pillow's bicubic enlargement in 8 bits, as SR3's data are prepared: (b, 3, h, w) in [0, 1], `scale` times."""
+    if lq.is_meta:
+        return lq.new_empty(*lq.shape[:2], *(side * scale for side in lq.shape[-2:]))
+    height, width = lq.shape[-2:]
+    large = np.stack([pillow_resize(image, width * scale, height * scale) for image in _eight_bit(lq)])
+    return torch.from_numpy(large).to(lq.device).permute(0, 3, 1, 2).float() / 255
+
+
+def _eight_bit(image: Tensor) -> np.ndarray:
+    """(b, 3, h, w) in [0, 1] -> (b, h, w, 3) uint8."""
+    levels = (image.detach().float().clamp(0, 1) * 255).round().to(torch.uint8)
+    return np.ascontiguousarray(levels.permute(0, 2, 3, 1).cpu().numpy())
+
+
+def _unit(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """From [-1, 1] to [0, 1], without padding."""
+    return (image[..., : size[0], : size[1]] + 1) / 2
