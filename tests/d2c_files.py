@@ -1,15 +1,11 @@
 """What checkpoint_tiny.pkl, written by MegEngine, holds, by another way; and networks that fit it."""
 
-import sys
 from collections import OrderedDict
-from pathlib import Path
 
 import numpy as np
 from golden_case import GOLDEN, filled, load_case
 
 from basicsr.archs.d2c_arch import D2CBranches, D2CFusion
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / 'scripts'))
 
 TINY = GOLDEN / 'd2c' / 'checkpoint_tiny.pkl'
 KEYS = ('state_dict_D', 'state_dict_C')

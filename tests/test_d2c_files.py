@@ -6,7 +6,6 @@ import sys
 from collections import OrderedDict
 from pathlib import Path
 
-import convert_checkpoint  # in the folder that d2c_files puts on the path
 import numpy as np
 import pytest
 import torch
@@ -22,6 +21,10 @@ from basicsr.utils.image import read_image, to_tensor, to_uint8
 from basicsr.utils.mge_export import megengine_pickle
 from basicsr.utils.options import PretrainedOptions
 from basicsr.utils.registry import UserError
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / 'scripts'))
+
+import convert_checkpoint
 
 OPTIONS = """
 name: tiny
