@@ -14,7 +14,7 @@ from reference.case import Case
 # A checker yields (output name, ours) for the stored outputs and (label, ours, published) for what the JSON holds.
 Checker = Callable[[Case], Iterable[tuple]]
 
-_checkers: list[tuple[str, str, Checker]] = []
+_checkers: list[tuple[str, str, tuple[str, ...], Checker]] = []
 
 
 class Unsupported(Exception):
@@ -34,11 +34,24 @@ class Verdict:
     note: str = ''
 
 
-def checks(system: str, text: str) -> Callable[[Checker], Checker]:
-    """Decorator: the checker of a system's cases whose network or function contains `text`; the longest text wins."""
+@dataclass(frozen=True)
+class Within:
+    """An output with a tolerance of its own, for cases whose JSON gives several."""
+
+    value: Any
+    atol: float = 0
+    rtol: float = 0
+
+
+def checks(system: str, text: str, names: tuple[str, ...] = ('',)) -> Callable[[Checker], Checker]:
+    """Decorator: the checker of a system's cases whose network or function contains `text`; the longest text wins.
+
+    Args:
+        names: how the names of its cases begin, where others have the same text.
+    """
 
     def add(checker: Checker) -> Checker:
-        _checkers.append((system, text, checker))
+        _checkers.append((system, text, names, checker))
         return checker
 
     return add
@@ -47,7 +60,11 @@ def checks(system: str, text: str) -> Callable[[Checker], Checker]:
 def judge(case: Case) -> Verdict:
     """Run a case; whatever goes wrong in it is a verdict, not an exception."""
     asked = f'{case.spec.get("network", "")} {case.spec.get("function", "")}'
-    fitting = [(text, c) for system, text, c in _checkers if system == case.spec['system'] and text in asked]
+    fitting = [
+        (text, checker)
+        for system, text, names, checker in _checkers
+        if system == case.spec['system'] and text in asked and case.spec['case'].startswith(names)
+    ]
     checker = max(fitting, key=lambda entry: len(entry[0]), default=(None, None))[1]
     if checker is None:
         return Verdict('unsupported', note=f'no checker for: {asked.strip()}')
@@ -70,7 +87,10 @@ def _compared(case: Case, checker: Checker) -> Verdict:
         if not stored and name not in case.arrays:
             continue  # an output that this case does not record
         published = stored[0] if stored else case.arrays[name]
-        error = error_in_tolerances(ours, published, case.spec['tolerance'])
+        tolerance = case.spec['tolerance']
+        if isinstance(ours, Within):
+            ours, tolerance = ours.value, {'atol': ours.atol, 'rtol': ours.rtol}
+        error = error_in_tolerances(ours, published, tolerance)
         seen.add(name)
         if not error <= worst:
             worst, fault = error, f'at {name}{"" if _is_numeric(published) else f": {ours!r}"[:300]}'
