@@ -92,7 +92,12 @@ SMALL = {
     'datasets:train:num_worker_per_gpu': 0,
 }  # fmt: skip
 SMALL_NETWORKS = {
-    'D2CBranches': {f'network_g:{key}': value for key, value in TINY.items()},
+    'D2CBranches': TINY,
+    'RCAN': {'num_feat': 8, 'num_group': 3, 'num_block': 1, 'squeeze_factor': 4},
+    'ATD': {
+        'embed_dim': 12, 'depths': '[2, 2, 2]', 'num_heads': '[2, 2, 2]', 'window_size': 4, 'category_size': 16,
+        'num_tokens': 8, 'reducted_dim': 4, 'img_size': 8,
+    },
 }  # fmt: skip
 
 
@@ -100,7 +105,11 @@ def small(file: Path, place: Workplace, extra: tuple[str, ...] = ()) -> Any:
     """The options of a file, on the images of `place`, for networks and runs that are small."""
     opt = load_options(file, True, extra, check_files=False)
     (place.folder / 'list.txt').write_text(''.join(f'lq/{n}.png gt/{n}.png\n' for n in range(3)))
-    changes = {**SMALL, **SMALL_NETWORKS[opt.networks['g']['type']], 'datasets:train:gt_size': 8 * opt.scale}
+    network, place_of_network = opt.networks['g'], 'network_g'
+    if 'backbone' in network:
+        network, place_of_network = network['backbone'], 'network_g:backbone'
+    changes = {**SMALL, 'datasets:train:gt_size': 8 * opt.scale}
+    changes |= {f'{place_of_network}:{key}': value for key, value in SMALL_NETWORKS[network['type']].items()}
     for label, dataset in opt.datasets.items():
         if 'pair_list' in dataset.options:
             changes |= {f'datasets:{label}:dataroot_{side}': '.' for side in ('gt', 'lq')}
@@ -136,7 +145,7 @@ def test_the_numbers_of_a_published_schedule_follow_from_its_epochs(file):
     text = file.read_text()
     found = re.search(r'An epoch is floor\((\d+) / 4\) = (\d+) iterations; 20000 epochs are (\d+)', text)
     if not found:
-        assert 'n_feats: 64' not in text
+        assert 'n_feats: 64' not in text, 'every file with the published network says it'
         return
     pairs, steps, total = map(int, found.groups())
     opt = load_options(file, True, check_files=False)
