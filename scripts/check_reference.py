@@ -25,6 +25,7 @@ from reference import (  # noqa: E402, F401 (they register)
     degradation_cases,
     realesrgan_cases,
     sr3_data_cases,
+    sr3_diffusion_cases,
 )
 from reference.case import load  # noqa: E402
 from reference.checking import Verdict, judge  # noqa: E402
