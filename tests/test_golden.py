@@ -17,6 +17,7 @@ from reference import (  # noqa: F401 (they register)
     degradation_cases,
     realesrgan_cases,
     sr3_data_cases,
+    sr3_diffusion_cases,
 )
 from reference.case import load
 from reference.checking import error_in_tolerances, judge

@@ -219,13 +219,15 @@ class SR3Model(BaseModel):
         net, side = self.eval_net('g'), -(-tile * self.scale // self.multiple) * self.multiple
 
         def denoise(x: Tensor, level: Tensor) -> Tensor:
+            def named(images: Tensor) -> Tensor:
+                # For another size of batch, kernels round otherwise. A CPU, which gains nothing by batches, never does.
+                parts = images.split(1 if x.device.type == 'cpu' else len(images))
+                return torch.cat([net(part, level[:1].expand(len(part))) for part in parts])
+
             seen = x if condition is None else torch.cat([condition, x], 1)
             if side == 0 or max(x.shape[-2:]) <= side:
-                return net(seen, level)
-            named = tiled(
-                lambda part: net(part, level[:1].expand(len(part))), seen, 1, side, overlap * self.scale, batch
-            )
-            return named.to(x.device)
+                return named(seen)
+            return tiled(named, seen, 1, side, overlap * self.scale, batch).to(x.device)
 
         return denoise
 
