@@ -1,14 +1,19 @@
-"""Speed and peak memory of a registered network, or of the whole restore path, against a second variant.
+"""Speed and peak memory of a registered network, or of the whole restore path, against a second variant; speed of the
+degradations and of loading.
 
     python scripts/benchmark.py network --arch ATD --options '{"upscale": 4}' --size 64x64 --train-step
     python scripts/benchmark.py network --opt options/test/ATD/ATD-demo_x4.yml --dtype bf16 --against plain
     python scripts/benchmark.py restore --opt options/test/ATD/ATD-demo_x4.yml --size 300x400 --tile 96
     python scripts/benchmark.py atd
+    python scripts/benchmark.py data
 
 Both variants run in turn, on equal weights; medians count. Where other programs run, CPU time is the fairer number.
 --against is `calibration` (a fixed workload, to compare machines), `plain` (the same network in fp32 without --compile
 and --channels-last) or FILE.py:CLASS (another implementation, with the same options and parameter names).
 Peak memory is measured in a fresh process for each, on top of the network and the libraries.
+
+`data` compares degradations, kernels, resizing and SSIM with plain transcriptions of the published forms, and training
+from PNG files with LMDBs and packed stores; nothing needs to be downloaded.
 """
 
 import argparse
@@ -18,11 +23,12 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
-# This folder holds `benchmarking`; the checkout's `basicsr` must win over an installed one.
+# This folder holds `benchmarking`; the checkout's `basicsr` must win over an installed one; `oracles` are in tests.
 sys.path[:1] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
+sys.path.append(str(Path(__file__).resolve().parents[1] / 'tests'))
 
 import torch  # noqa: E402
-from benchmarking import Variant, Work, compare, peak  # noqa: E402
+from benchmarking import Variant, Work, compare, machine, peak  # noqa: E402
 
 from basicsr.utils.cli import run  # noqa: E402
 from basicsr.utils.options import load_options  # noqa: E402
@@ -47,9 +53,8 @@ def main() -> int:
     if args.command == 'peak':
         print(peak(args.spec))
         return 0
-    reports = atd_reports(args) if args.command == 'atd' else [single_report(args)]
+    content = {'atd': atd_reports, 'data': data_report}.get(args.command, single_report)(args)
     if args.json:
-        content = reports if args.command == 'atd' else reports[0]
         Path(args.json).write_text(json.dumps(content, indent=1) + '\n', encoding='utf-8')
     return 0
 
@@ -146,6 +151,23 @@ def atd_reports(args: argparse.Namespace) -> list[dict]:
     return reports
 
 
+def data_report(args: argparse.Namespace) -> dict:
+    """Degradations against plain transcriptions, and loading from different storages, as Markdown tables."""
+    from benchmarking_data import compute_reports, use_threads
+    from benchmarking_loader import loader_reports
+
+    use_threads(args.threads)
+    seen = machine(Work('data', 0, 0))
+    print(f'{seen["device"]}, {args.threads} thread{"s"[: args.threads - 1]}, torch {seen["torch"]}\n')
+    report = {'machine': seen, 'computing': [], 'loading': []}
+    if args.only != 'loading':
+        report['computing'] = compute_reports(args.only, args.quick, args.repeats)
+    if args.only in ('', 'loading'):
+        print()
+        report['loading'] = loader_reports(args.quick, args.repeats)
+    return report
+
+
 def chosen_device(name: str) -> str:
     """'auto' is CUDA if there is any."""
     return name if name != 'auto' else ('cuda' if torch.cuda.is_available() else 'cpu')
@@ -191,6 +213,14 @@ def parse_arguments() -> argparse.Namespace:
         command.add_argument('--device', default='auto')
         command.add_argument('--memory', action=argparse.BooleanOptionalAction, default=True)
         command.add_argument('--json', metavar='FILE', help='write all numbers there')
+    data = commands.add_parser('data', help='degradations and loading: the tables of docs/data.md')
+    data.add_argument(
+        '--only', default='', metavar='NAME', help='rows whose name contains it, such as bsrgan; or loading'
+    )
+    data.add_argument('--quick', action='store_true', help='tiny images and few repeats, to try it out')
+    data.add_argument('--repeats', type=int, default=9)
+    data.add_argument('--threads', type=int, default=1, help='of torch and OpenCV (default: 1)')
+    data.add_argument('--json', metavar='FILE', help='write all numbers there')
     hidden = commands.add_parser('peak')
     hidden.add_argument('spec')
     return parser.parse_args()
