@@ -13,20 +13,7 @@ from pathlib import Path
 sys.path[:1] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
 
 import torch  # noqa: E402
-from reference import (  # noqa: E402, F401 (they register)
-    atd_cases,
-    bsrgan_cases,
-    core_images,
-    core_losses,
-    core_training,
-    d2c_cases,
-    d2c_training_cases,
-    data_cases,
-    degradation_cases,
-    realesrgan_cases,
-    sr3_data_cases,
-    sr3_diffusion_cases,
-)
+from reference import checkers  # noqa: E402, F401 (it registers them)
 from reference.case import load  # noqa: E402
 from reference.checking import Verdict, judge  # noqa: E402
 

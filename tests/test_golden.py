@@ -6,19 +6,7 @@ import sys
 import numpy as np
 import pytest
 from golden_case import GOLDEN
-from reference import (  # noqa: F401 (they register)
-    atd_cases,
-    core_images,
-    core_losses,
-    core_training,
-    d2c_cases,
-    d2c_training_cases,
-    data_cases,
-    degradation_cases,
-    realesrgan_cases,
-    sr3_data_cases,
-    sr3_diffusion_cases,
-)
+from reference import checkers  # noqa: F401 (it registers them)
 from reference.case import load
 from reference.checking import error_in_tolerances, judge
 
