@@ -17,7 +17,17 @@ import argparse
 import torch
 
 from basicsr.models.restorer import DTYPES, Restorer
-from basicsr.restoring import WHITE_SPREAD, Outcome, check_map_files, load_model, restore_pictures, score_table
+from basicsr.restoring import (
+    PROCESS,
+    UNCERTAINTY,
+    WHITE_SPREAD,
+    Outcome,
+    check_map_files,
+    check_maps,
+    load_model,
+    restore_pictures,
+    score_table,
+)
 from basicsr.utils.cli import run
 from basicsr.utils.image import MAX_PIXELS
 from basicsr.utils.messages import LOGGER, start_logging
@@ -41,8 +51,8 @@ def main() -> int:
     folder = Path(args.output or Path('results/inference') / (name or Path(args.opt).stem))
     sources = find_pictures(args.input)
     jobs = plan_outputs(sources, folder, args.suffix, args.ext, args.existing)
-    if args.save_uncertainty:
-        check_map_files(jobs)
+    maps = UNCERTAINTY if args.save_uncertainty else PROCESS if args.save_process else ()
+    check_map_files(jobs, maps)
     gt = find_partners([job.source for job in jobs], Path(args.gt)) if args.gt else {}
     prepare_folder(folder)
     state = process_state(args.device)
@@ -50,8 +60,10 @@ def main() -> int:
         rank, world = (state.process_index, state.num_processes) if state else (0, 1)
         device = state.device if state else chosen_device(args.device)
         model = load_model(name, args.opt, args.weights, args.offline).to(device)
+        if maps:
+            check_maps(model, maps)
         settings = {'tile': args.tile, 'overlap': args.overlap, 'tile_batch': args.tile_batch}
-        settings |= {'self_ensemble': args.self_ensemble, 'maps': args.save_uncertainty}
+        settings |= {'self_ensemble': args.self_ensemble, 'maps': bool(maps)}
         restorer = Restorer(model, **settings, dtype=args.dtype)
         LOGGER.info(
             '%s (x%d) on %s%s in %s: %d pictures -> %s',
@@ -104,6 +116,12 @@ def parse_arguments() -> argparse.Namespace:
         f' predictions, mean of the colours (black 0, white {WHITE_SPREAD:g} or more, where the picture has 0 to 1),'
         ' and NAME_weights.png, how much each of the four counts (black 0, white 1; branches 11, 12 above 21, 22)',
     )
+    add(
+        '--save-process',
+        action='store_true',
+        help='models that restore step by step (SR3): also write NAME_process.png, the enlarged input and about ten'
+        ' states on the way to the result, row by row',
+    )
     add('--gt', metavar='FOLDER', help='ground truth of the same names: print PSNR and SSIM next to those of bicubic')
     add('--ext', default='auto', type=extension, help='format of the results (png, jpg, tif, ...); auto: as the input')
     add('--suffix', default='', help='added to the names of the results')
@@ -113,6 +131,8 @@ def parse_arguments() -> argparse.Namespace:
     args = parser.parse_args()
     if not args.list and not args.input:
         parser.error('name at least one picture, folder or glob with -i')
+    if args.save_uncertainty and args.save_process:
+        parser.error('no model has both an uncertainty and a process')
     if args.opt and args.model:
         parser.error('-m and --opt exclude each other')
     if args.weights and not args.opt:

@@ -18,6 +18,7 @@ from basicsr.models.base_model import BaseModel
 from basicsr.models.restorer import Restorer
 from basicsr.utils.checkpoint import has_part, read_checkpoint
 from basicsr.utils.download import local_path
+from basicsr.utils.grid import image_grid
 from basicsr.utils.image import read_image, to_tensor, to_uint8, write_image
 from basicsr.utils.messages import LOGGER
 from basicsr.utils.options import Options, load_options
@@ -138,7 +139,8 @@ def restore_picture(
     scale = restorer.model.scale
     picture.save(job.target, sr, scale, alpha)
     if restorer.maps:
-        for path, image in zip(map_files(job.target), map_pictures(maps), strict=True):
+        names = restorer.model.maps
+        for path, image in zip(map_files(job.target, names), MAP_PICTURES[names](maps), strict=True):
             write_image(path, image)
     if gt is None:
         return Outcome(job)
@@ -148,17 +150,24 @@ def restore_picture(
     return Outcome(job, '', score(metrics, sr, reference), score(metrics, bicubic, reference))
 
 
-def map_files(target: Path) -> list[Path]:
+def check_maps(model: BaseModel, names: Sequence[str]) -> None:
+    """Raise UserError unless the maps of a model are those of these names."""
+    if model.maps != names:
+        others = f'its maps are {", ".join(model.maps)}' if model.maps else 'it has none'
+        raise UserError(f'{type(model).__name__} has no maps called {", ".join(names)}: {others}')
+
+
+def map_files(target: Path, names: Sequence[str]) -> list[Path]:
     """Where the maps of the picture that is written as `target` go."""
-    return [target.with_name(f'{target.stem}_{what}.png') for what in ('uncertainty', 'weights')]
+    return [target.with_name(f'{target.stem}_{what}.png') for what in names]
 
 
-def check_map_files(jobs: Sequence[Job]) -> None:
+def check_map_files(jobs: Sequence[Job], names: Sequence[str]) -> None:
     """Raise UserError for a map that would take the place of a picture or of another map."""
     owners = {job.target.name.casefold(): job.target for job in jobs}
     inputs = {job.source.resolve() for job in jobs}
     for job in jobs:
-        for path in map_files(job.target):
+        for path in map_files(job.target, names):
             other = owners.setdefault(path.name.casefold(), job.target)
             if other != job.target or path.resolve() in inputs:
                 raise UserError(f'{path}, a map of {job.source}, would overwrite another file: rename the picture')
@@ -172,6 +181,16 @@ def map_pictures(maps: Tensor) -> list[np.ndarray]:
     spread, weights = maps[:, :1] / WHITE_SPREAD, maps[:, 1:]
     rows = [torch.cat(list(pair.split(1, 1)), 3) for pair in weights.split(2, 1)]
     return [to_uint8(image)[..., 0] for image in (spread, torch.cat(rows, 2))]
+
+
+def process_picture(maps: Tensor) -> list[np.ndarray]:
+    """(1, 3 * states, h, w) -> the picture that SR3's publishers show: the enlarged lq, then the states, row by row."""
+    return [to_uint8(image_grid(maps[0].unflatten(0, (-1, 3))))]
+
+
+# What --save-uncertainty and --save-process write, NAME_WHAT.png for each name, and what makes the pictures.
+UNCERTAINTY, PROCESS = ('uncertainty', 'weights'), ('process',)
+MAP_PICTURES = {UNCERTAINTY: map_pictures, PROCESS: process_picture}
 
 
 def score_table(outcomes: Sequence[Outcome]) -> str:

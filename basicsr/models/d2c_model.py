@@ -62,6 +62,7 @@ class D2CModel(BaseModel):
     loss_names = ('pixel', 'divergence')
     averaged = ('g', 'f')
     always_trained = ()
+    maps = ('uncertainty', 'weights')
 
     def __init__(
         self,

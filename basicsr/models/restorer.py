@@ -48,7 +48,7 @@ class Restorer:
         if dtype not in ('auto', *DTYPES):
             raise UserError(f'{dtype!r} is not a known dtype; known: auto, {", ".join(DTYPES)}')
         if maps and not hasattr(model, 'restore_with_maps'):
-            raise UserError(f'{type(model).__name__} has no maps: only models with several predictions (D2C-SR) have')
+            raise UserError(f'{type(model).__name__} has no maps beside the image')
         self.model, self.tile, self.overlap, self.tile_batch = model, tile, overlap, tile_batch
         self.self_ensemble, self.maps = self_ensemble, maps
         self.dtype = automatic_dtype(model.device) if dtype == 'auto' else dtype
