@@ -1,7 +1,8 @@
 """Cases of `data` about BSRGAN: kernels, noise, and whole degradations of which every decision is recorded."""
 
 from collections.abc import Iterator
-from itertools import pairwise
+from functools import partial
+from itertools import product
 
 import numpy as np
 
@@ -25,7 +26,7 @@ FLIPPED_BY_JPEG = 0.01  # share of pixels that another build of the codec may de
 
 @checks('data', 'anisotropic_Gaussian')
 def kernels_and_noise(case: Case) -> Iterator[tuple]:
-    image = _image(case)
+    image = scaled(case.inputs['image_u8'])
     for k, drawn in enumerate(case.args['aniso']):
         kernel = anisotropic_gaussian(drawn['size'], drawn['theta'], drawn['l1'], drawn['l2'])
         yield f'aniso_{k}', kernel
@@ -37,20 +38,22 @@ def kernels_and_noise(case: Case) -> Iterator[tuple]:
         taps = shifted_taps(gaussian_taps(drawn['size'], drawn['sigma']), drawn['sf'])
         yield f'shifted_{k}', np.outer(taps, taps)
     yield 'imresize_half', imresize(image, 0.5)
-    for kind in ('color', 'gray'):
-        yield f'poisson_{kind}', with_poisson(image, case.inputs[f'poisson_{kind}_draw'], POISSON_VALUES)
-        yield f'speckle_{kind}', with_speckle(image, case.inputs[f'speckle_{kind}_draw'])
+    for kind, (noise, add) in product(
+        ('color', 'gray'), (('poisson', partial(with_poisson, values=POISSON_VALUES)), ('speckle', with_speckle))
+    ):
+        if f'{noise}_{kind}_draw' in case.inputs:
+            yield f'{noise}_{kind}', add(image, case.inputs[f'{noise}_{kind}_draw'])
 
 
 @checks('data', 'degradation_bsrgan')
 def recorded_steps(case: Case) -> Iterator[tuple]:
     """Each step starts from what the published one before it gave, so that differences of the codec do not add up."""
-    steps = case.args['steps']
-    before = [_image(case), *(case.arrays[f'after_{k}'] for k in range(len(steps)))]
-    for k, (step, (image, _)) in enumerate(zip(steps, pairwise(before), strict=True)):
-        ours = stepped(case, step, image)
-        yield mostly(case, f'after_{k}', ours, FLIPPED_BY_JPEG) if step['op'] == 'jpeg' else (f'after_{k}', ours)
-    yield mostly(case, 'lq', ours, FLIPPED_BY_JPEG)
+    image = published_crop(scaled(case.inputs['image_u8']), case.args['sf'])
+    for k, step in enumerate(case.args['steps']):
+        image = stepped(case, step, image)
+        yield mostly(case, f'after_{k}', image, FLIPPED_BY_JPEG) if step['op'] == 'jpeg' else (f'after_{k}', image)
+        last, image = image, case.arrays.get(f'after_{k}', image)
+    yield mostly(case, 'lq', last, FLIPPED_BY_JPEG)
 
 
 def stepped(case: Case, step: dict, image: np.ndarray) -> np.ndarray:
@@ -67,5 +70,11 @@ def stepped(case: Case, step: dict, image: np.ndarray) -> np.ndarray:
     return blurred[:: step['sf'], :: step['sf']].clip(0, 1) if step['op'] == 'shift_down' else blurred
 
 
-def _image(case: Case) -> np.ndarray:
-    return case.inputs['image_u8'].astype(np.float32) / np.float32(255)
+def published_crop(image: np.ndarray, scale: int) -> np.ndarray:
+    """To multiples of the scale, but height and width are exchanged; our own pipelines cut properly."""
+    height, width = image.shape[:2]
+    return image[: width - width % scale, : height - height % scale]
+
+
+def scaled(image: np.ndarray) -> np.ndarray:
+    return image.astype(np.float32) / np.float32(255)

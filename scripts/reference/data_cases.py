@@ -24,10 +24,10 @@ def crops_and_flips(case: Case) -> Iterator[tuple]:
     yield 'crop_lq', crop(lq, top, left, side // scale)
     yield 'crop_gt', crop(gt, top * scale, left * scale, side)
     image = lq.astype(np.float32)
-    image = image / 255 if case.arrays['aug_000'].max() <= 1 else image
+    image = image / 255 if 'aug_000' in case.arrays and case.arrays['aug_000'].max() <= 1 else image
     for h, v, r in product((0, 1), repeat=3):
         yield f'aug_{h}{v}{r}', augment(image, bool(h), bool(v), bool(r))
-    yield 'rng', [drawn(lq, side, scale, seed) for seed in range(len(case.arrays['rng']))]
+    yield 'rng', [drawn(lq, side, scale, seed) for seed in range(len(case.arrays.get('rng', ())))]
     if 'mod_crop' in case.arrays:
         size = case.arrays['mod_crop'].shape
         moduli = (m for m in range(1, max(gt.shape) + 1) if mod_crop(gt, m).shape == size)
@@ -51,19 +51,25 @@ def sub_images(case: Case) -> Iterator[tuple]:
 
 @checks('data', 'make_lmdb_from_imgs')
 def lmdb_layout(case: Case) -> Iterator[tuple]:
-    """Files become a database by our script, which our storage reads; gray comes back with three equal channels."""
-    keys = case.spec['keys_in_database']
+    """Files become a database by our script, which our storage reads; gray comes back with three equal channels.
+
+    The published list is in the order that the files were given in and loses what follows a dot; ours is sorted.
+    """
+    listed = [line.rpartition('.png (')[0] for line in case.spec['meta_info.txt'].splitlines()]
+    level = int(case.spec['meta_info.txt'].split()[-1])
     with tempfile.TemporaryDirectory() as folder:
-        for k, key in enumerate(keys):
+        for k, key in enumerate(listed):
             write_image(Path(folder, 'files', f'{key}.png'), case.inputs[f'image_{k}'].astype(np.uint8))
         root = Path(folder, 'images.lmdb')
-        make_lmdb(Path(folder, 'files'), root)
+        make_lmdb(Path(folder, 'files'), root, level)
         yield 'files', sorted(path.name for path in root.iterdir()), sorted(case.spec['files'])
-        yield 'meta_info.txt', (root / 'meta_info.txt').read_text(), case.spec['meta_info.txt']
-        yield 'keys_in_database', _keys(root), keys
+        lines = (root / 'meta_info.txt').read_text(encoding='utf-8').splitlines()
+        yield 'meta_info.txt', sorted(lines), sorted(case.spec['meta_info.txt'].splitlines())
+        yield 'keys_in_database', _keys(root), sorted(case.spec['keys_in_database'], key=str.encode)
         storage = open_storage(str(root), {'type': 'lmdb'})
-        yield 'keys_from_meta_info', storage.names(), case.spec['keys_from_meta_info']
-        for k, key in enumerate(storage.names()):
+        read = [name.split('.')[0] for name in storage.names()]
+        yield 'keys_from_meta_info', sorted(read), sorted(case.spec['keys_from_meta_info'])
+        for k, key in enumerate(listed):
             yield f'read_bgr_{k}', storage.pixels(key)[..., ::-1]
 
 

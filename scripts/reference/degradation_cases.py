@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Iterator
+from itertools import product
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from basicsr.data.degradations.filters import USMSharpener, filter2d, usm_sharp
 from basicsr.data.degradations.jpeg import DiffJPEG, quality_factor
 from basicsr.data.degradations.noise import add_noise, gaussian_noise, poisson_noise, poisson_rates
 from reference.case import Case
-from reference.checking import checks, mostly
+from reference.checking import checks, mostly, tensors
 
 FLIPPED = 0.001  # share of pixels that may differ where a coefficient was rounded the other way, says the case
 NAMES = {'gaussian': 'aniso', 'generalized': 'generalized_aniso', 'plateau': 'plateau_aniso'}
@@ -20,7 +21,7 @@ NAMES = {'gaussian': 'aniso', 'generalized': 'generalized_aniso', 'plateau': 'pl
 @checks('data', 'bivariate_Gaussian')
 def blur_kernels(case: Case) -> Iterator[tuple]:
     for k, asked in enumerate(case.args['kernels']):
-        one_width = asked['isotropic']
+        one_width = asked.get('isotropic', False)
         plan = kernels.KernelPlan(
             NAMES[asked['kind']],
             asked['size'],
@@ -32,11 +33,22 @@ def blur_kernels(case: Case) -> Iterator[tuple]:
         yield f'k_{k}', plan.kernel()
     for k, asked in enumerate(case.args['sinc']):
         kernel = kernels.sinc_kernel(asked['size'], asked['cutoff'])
-        yield f'sinc_{k}', kernels.padded(kernel, asked['pad_to'] or asked['size'])
-    # The case does not say its arguments; they follow from the trace, the determinant and the ratio of its entries.
-    x, y = (kernels.quadratic_form(3, 2.0, 0.5, 0.7)[row, column] for row, column in ((1, 2), (2, 1)))
-    both = kernels.quadratic_form(3, 2.0, 0.5, 0.7)[2, 2]
-    yield 'sigma_matrix', np.linalg.inv([[x, (both - x - y) / 2], [(both - x - y) / 2, y]])
+        yield f'sinc_{k}', kernels.padded(kernel, asked.get('pad_to') or asked['size'])
+    if 'sigma_matrix' in case.arrays:
+        yield 'sigma_matrix', covariance(*widths_and_angle(case.arrays['sigma_matrix']))
+
+
+def covariance(sigma_x: float, sigma_y: float, theta: float) -> np.ndarray:
+    """The matrix Sigma whose inverse the quadratic form of kernels is made of."""
+    form = kernels.quadratic_form(3, sigma_x, sigma_y, theta)
+    x, y, both = form[1, 2], form[2, 1], form[2, 2]
+    return np.linalg.inv([[x, (both - x - y) / 2], [(both - x - y) / 2, y]])
+
+
+def widths_and_angle(matrix: np.ndarray) -> tuple[float, float, float]:
+    """The arguments that give a covariance, which the case does not say: its axes' lengths and direction."""
+    (narrow, wide), axes = np.linalg.eigh(matrix.astype(np.float64))
+    return float(wide**0.5), float(narrow**0.5), float(np.arctan2(axes[1, 1], axes[0, 1]))
 
 
 @checks('data', 'random_mixed_kernels')
@@ -52,34 +64,47 @@ def drawn_kernels(case: Case) -> Iterator[tuple]:
             asked['betap_range'],
             random.Random(seed),
             np.random.RandomState(seed),
+            asked.get('sigma_y_range'),
+            asked.get('rotation_range', (-np.pi, np.pi)),
         )
         yield f'kernel_{seed}', plan.kernel()
 
 
 @checks('data', 'filter2D, USMSharp')
 def filters(case: Case) -> Iterator[tuple]:
-    image, taps, asked = case.inputs['x'], torch.from_numpy(case.inputs['kernels']), case.args
+    (image, taps), asked = tensors(case, 'x', 'kernels'), case.args
     yield 'filtered', filter2d(image, taps)
     yield 'filtered_shared', filter2d(image, taps[0])
-    yield 'usm_tensor', USMSharpener(asked['radius'], asked['weight'], asked['threshold'])(image)
-    yield 'usm_array', usm_sharp(image[0].permute(1, 2, 0).numpy(), **asked)
+    mask = {name: asked[name] for name in ('radius', 'weight', 'threshold') if name in asked}
+    yield 'usm_tensor', USMSharpener(**mask)(image)
+    yield 'usm_array', usm_sharp(image[0].permute(1, 2, 0).numpy(), **mask)
 
 
 @checks('data', 'generate_gaussian_noise_pt')
 def noise(case: Case) -> Iterator[tuple]:
+    """Of the two kinds, those whose draws are stored; without gray draws no sample is gray."""
     given = {name: torch.as_tensor(value) for name, value in case.inputs.items()}
-    image, gray = given['x'], given['gray']
-    added = gaussian_noise(image, given['sigma'], gray, given['gauss_color'], given['gauss_gray'])
-    yield 'gauss_noise', added
-    yield 'gauss_noise_color', gaussian_noise(image, given['sigma'], torch.zeros(3), given['gauss_color'])
-    for clip in (0, 1):
-        for rounds in (0, 1):
-            yield f'gauss_added_clip{clip}_round{rounds}', add_noise(image, added, bool(clip), bool(rounds))
-    rates = poisson_rates(image)
-    counts = given['poisson_color'], given['poisson_gray']
-    yield 'poisson_noise', poisson_noise(image, rates, given['scale'], gray, *counts)
-    yield 'vals', rates.values.flatten()
-    yield 'vals_gray', rates.gray_values.flatten()
+    image = given['x']
+    gray = given.get('gray', torch.zeros(len(image)))
+    if 'gauss_color' in given:
+        sigma, color = given['sigma'], given['gauss_color']
+        added = gaussian_noise(image, sigma, gray, color, given.get('gauss_gray'))
+        yield 'gauss_noise', added
+        yield 'gauss_noise_color', gaussian_noise(image, sigma, 0 * gray, color)
+        yield from _added('gauss', image, added)
+    if 'poisson_color' in given:
+        rates = poisson_rates(image)
+        counts = given['poisson_color'], given.get('poisson_gray', rates.gray)
+        added = poisson_noise(image, rates, given['scale'], gray, *counts)
+        yield 'poisson_noise', added
+        yield from _added('poisson', image, added)
+        yield 'vals', rates.values.flatten()
+        yield 'vals_gray', rates.gray_values.flatten()
+
+
+def _added(kind: str, image: torch.Tensor, draws: torch.Tensor) -> Iterator[tuple]:
+    for clip, rounds in product((0, 1), repeat=2):
+        yield f'{kind}_added_clip{clip}_round{rounds}', add_noise(image, draws, bool(clip), bool(rounds))
 
 
 @checks('data', 'DiffJPEG')
@@ -88,13 +113,18 @@ def jpeg(case: Case) -> Iterator[tuple]:
     qualities, hard = case.args['qualities'], DiffJPEG(differentiable=False)
     for k, quality in enumerate(qualities):
         yield mostly(case, f'hard_{k}', hard(image, quality), FLIPPED)
-    given = torch.tensor(qualities)
-    restored = hard(image.expand(len(given), -1, -1, -1), given)
-    yield mostly(case, 'batch', restored[..., :24, :24], FLIPPED)  # what the case keeps
-    yield 'quality afterwards', given.tolist(), torch.tensor(qualities).tolist()
+    given = torch.tensor(qualities, dtype=torch.float32)
+    before = given.clone()
+    if 'batch' in case.arrays:
+        height, width = case.arrays['batch'].shape[-2:]  # of the top-left part that the case keeps
+        restored = hard(image.expand(len(given), -1, -1, -1), given)
+        yield mostly(case, 'batch', restored[..., :height, :width], FLIPPED)
+        yield 'quality afterwards', given, before
     yield 'factor', quality_factor(given)
-    image.requires_grad_()
-    soft = DiffJPEG(differentiable=True)(image, qualities[1])
-    (soft * case.inputs['weight']).sum().backward()
-    yield 'soft', soft
-    yield 'grad', image.grad
+    if 'soft' in case.arrays:
+        image.requires_grad_()
+        soft = DiffJPEG(differentiable=True)(image, qualities[min(1, len(qualities) - 1)])
+        yield 'soft', soft
+        if 'weight' in case.inputs:
+            (soft * torch.as_tensor(case.inputs['weight'])).sum().backward()
+            yield 'grad', image.grad

@@ -1,5 +1,6 @@
 """Cases of `data`: the second-order degradation by recorded plans and noise, and the training-pair pool."""
 
+import inspect
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -8,7 +9,12 @@ from torch import Tensor
 from basicsr.data.degradations.filters import filter2d
 from basicsr.data.degradations.noise import PoissonRates
 from basicsr.data.degradations.pair_pool import PairPool
-from basicsr.data.degradations.realesrgan import RealESRGANDegradation, S3DiffDegradation, enlarged
+from basicsr.data.degradations.realesrgan import (
+    BatchDegradation,
+    RealESRGANDegradation,
+    S3DiffDegradation,
+    enlarged,
+)
 from basicsr.data.degradations.realesrgan_plan import Decisions, SamplePlan, StageDecisions, Strengths
 from basicsr.data.degradations.realesrgan_stages import resized_by
 from reference.case import Case
@@ -21,31 +27,50 @@ FLIPPED = 0.01  # share of pixels that rounding in JPEG may change, by the cases
 @checks('data', 'second-order degradation')
 def second_order(case: Case) -> Iterator[tuple]:
     """The degradation, built from the case's options, applied to the recorded plan and noise."""
-    is_s3diff, (gt,) = 'sf' in case.args, tensors(case, 'gt_u8')
-    scale, options = case.args.get('sf', case.args['options'].get('scale')), dict(case.args['options'])
-    options.pop('scale', None)
-    if is_s3diff:
-        degrade = S3DiffDegradation(scale, **RUN, **options)
-    else:
-        degrade = RealESRGANDegradation(scale, **RUN, **options, queue_size=0)
-    kernels = tuple(tensors(case, 'kernel1', 'kernel2', 'sinc_kernel'))
-    plan = recorded_plan(case.args['plan'])
+    is_s3diff, (gt,) = 'S3Diff' in case.spec.get('source', '') or 'sf' in case.args, tensors(case, 'gt_u8')
+    scale, plan = case.args.get('sf') or case.args['options']['scale'], recorded_plan(case.args['plan'])
+    degrade = built(S3DiffDegradation if is_s3diff else RealESRGANDegradation, case, scale)
+    # A plan without a second blur may come without its kernel.
+    kernels = tuple(
+        torch.as_tensor(case.inputs.get(name, case.inputs['kernel1'])) for name in ('kernel1', 'kernel2', 'sinc_kernel')
+    )
     degraded, target = degrade.sources(gt.permute(0, 3, 1, 2).contiguous() / 255)
 
-    blurred = filter2d(degraded, kernels[0])
-    yield 'after_blur1', blurred[..., :16, :16]
-    first = plan[0].decisions.first
-    yield 'after_resize1', resized_by(blurred, first.scale, first.mode)[..., :16, :16]
+    blurred, first = filter2d(degraded, kernels[0]), plan[0].decisions.first
+    yield top_left(case, 'after_blur1', blurred)
+    yield top_left(case, 'after_resize1', resized_by(blurred, first.scale, first.mode))
 
     lq = degrade.apply(degraded, kernels, plan, RecordedNoise(case))
-    lq, target = cut(lq, target, scale, **case.args['plan']['crop_lq'], size=case.args['options']['gt_size'])
+    if 'crop_lq' in case.args['plan']:
+        size = case.args['options'].get('gt_size', degrade.gt_size)
+        lq, target = cut(lq, target, scale, **case.args['plan']['crop_lq'], size=size)
     if not is_s3diff:
         yield mostly(case, 'lq', lq, FLIPPED)
         yield 'gt', target
+        if degrade.gt_usm == 'both':
+            yield 'gt_usm', degrade.usm(target)
         return
     yield mostly(case, 'lq_small', lq, FLIPPED)
-    yield mostly(case, 'lq', 2 * enlarged(lq, target.shape[-2:]) - 1, FLIPPED)
+    large = target if case.args.get('replaced_by_gt') else enlarged(lq, target.shape[-2:])
+    yield mostly(case, 'lq', 2 * large - 1, FLIPPED)
     yield 'gt', 2 * target - 1
+
+
+def built(kind: type[BatchDegradation], case: Case, scale: int) -> BatchDegradation:
+    """The degradation by those of the case's options that are its own; others are about kernels, losses or files."""
+    known = inspect.signature(kind).parameters
+    given = {name: value for name, value in case.args['options'].items() if name in known}
+    if 'queue_size' in known:
+        given['queue_size'] = 0  # the cases pass the pool by
+    if 'gt_usm' in case.arrays:
+        given['gt_usm'] = 'both'
+    return kind(**{**given, **RUN, 'scale': scale})
+
+
+def top_left(case: Case, name: str, image: Tensor) -> tuple[str, Tensor]:
+    """As much of an intermediate result as the case keeps."""
+    height, width = case.arrays[name].shape[-2:] if name in case.arrays else (None, None)
+    return name, image[..., :height, :width]
 
 
 class RecordedNoise:

@@ -131,16 +131,19 @@ def draw_mixed_kernel(
     betap_range: tuple[float, float],
     random: Uniform,
     rng: Uniform,
+    sigma_y_range: tuple[float, float] | None = None,
+    rotation_range: tuple[float, float] = (-math.pi, math.pi),
 ) -> KernelPlan:
     """A kernel of one of the kinds in `kernel_list`: the kind is drawn from `random`, then its numbers from `rng`.
 
-    With `random.Random(seed)` and `np.random.RandomState(seed)` it is what the published code draws after seeding both.
+    The second width is drawn from `blur_sigma` too, unless it has a range of its own. With `random.Random(seed)` and
+    `np.random.RandomState(seed)` it is what the published code draws after seeding both.
     """
     cumulative = list(accumulate(kernel_prob))  # one draw and a search: what random.choices does
     kind = kernel_list[bisect(cumulative, random.random() * cumulative[-1], 0, len(kernel_list) - 1)]
     sigma_x, sigma_y, theta, beta = rng.uniform(*blur_sigma), None, None, None
     if kind.endswith('aniso'):
-        sigma_y, theta = rng.uniform(*blur_sigma), rng.uniform(-math.pi, math.pi)
+        sigma_y, theta = rng.uniform(*(sigma_y_range or blur_sigma)), rng.uniform(*rotation_range)
     if kind not in ('iso', 'aniso'):
         low, high = betag_range if kind.startswith('generalized') else betap_range
         beta = rng.uniform(low, 1) if rng.uniform(0, 1) < 0.5 else rng.uniform(1, high)
