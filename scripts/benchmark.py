@@ -6,6 +6,7 @@ degradations and of loading.
     python scripts/benchmark.py restore --opt options/test/ATD/ATD-demo_x4.yml --size 300x400 --tile 96
     python scripts/benchmark.py atd
     python scripts/benchmark.py data
+    python scripts/benchmark.py sr3-steps --opt options/test/SR3/SR3-demo_x4.yml --crop 16 --plot docs/sr3_steps.png
 
 Both variants run in turn, on equal weights; medians count. Where other programs run, CPU time is the fairer number.
 --against is `calibration` (a fixed workload, to compare machines), `plain` (the same network in fp32 without --compile
@@ -14,6 +15,8 @@ Peak memory is measured in a fresh process for each, on top of the network and t
 
 `data` compares degradations, kernels, resizing and SSIM with plain transcriptions of the published forms, and training
 from PNG files with LMDBs and packed stores; nothing needs to be downloaded.
+
+`sr3-steps` restores images with every sampler and number of steps: PSNR and SSIM on RGB, LPIPS where its weights are.
 """
 
 import argparse
@@ -29,10 +32,12 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / 'tests'))
 
 import torch  # noqa: E402
 from benchmarking import Variant, Work, compare, machine, peak  # noqa: E402
+from benchmarking_sr3 import add_parser as add_sr3_parser  # noqa: E402
+from benchmarking_sr3 import steps_report  # noqa: E402
 
 from basicsr.utils.cli import run  # noqa: E402
 from basicsr.utils.options import load_options  # noqa: E402
-from basicsr.utils.registry import ARCH_REGISTRY, OptionError  # noqa: E402
+from basicsr.utils.registry import ARCH_REGISTRY, OptionError, UserError, suggestion  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 ATD_TRANSCRIPTION = f'{ROOT / "tests/oracles/atd_reference.py"}:ATDReference'
@@ -53,10 +58,18 @@ def main() -> int:
     if args.command == 'peak':
         print(peak(args.spec))
         return 0
-    content = {'atd': atd_reports, 'data': data_report}.get(args.command, single_report)(args)
+    content = {'atd': atd_reports, 'data': data_report, 'sr3-steps': sr3_report}.get(args.command, single_report)(args)
     if args.json:
         Path(args.json).write_text(json.dumps(content, indent=1) + '\n', encoding='utf-8')
     return 0
+
+
+def sr3_report(args: argparse.Namespace) -> dict:
+    """SR3's quality and seconds for numbers of steps, as a Markdown table and a plot."""
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    device = chosen_device(args.device)
+    return steps_report(args, device, machine(Work('restore', 0, 0, device=device)))
 
 
 def single_report(args: argparse.Namespace) -> dict:
@@ -153,16 +166,20 @@ def atd_reports(args: argparse.Namespace) -> list[dict]:
 
 def data_report(args: argparse.Namespace) -> dict:
     """Degradations against plain transcriptions, and loading from different storages, as Markdown tables."""
-    from benchmarking_data import compute_reports, use_threads
+    from benchmarking_data import compute_reports, rows, use_threads
     from benchmarking_loader import loader_reports
 
+    names = [*dict.fromkeys(name for name, _ in rows(args.quick)), 'loading']
+    chosen = [name for name in names if args.only in name]
+    if not chosen:
+        raise UserError(f'--only {args.only}: no row has such a name; {suggestion(args.only, names)}')
     use_threads(args.threads)
     seen = machine(Work('data', 0, 0))
     print(f'{seen["device"]}, {args.threads} thread{"s"[: args.threads - 1]}, torch {seen["torch"]}\n')
     report = {'machine': seen, 'computing': [], 'loading': []}
-    if args.only != 'loading':
+    if chosen != ['loading']:
         report['computing'] = compute_reports(args.only, args.quick, args.repeats)
-    if args.only in ('', 'loading'):
+    if 'loading' in chosen:
         print()
         report['loading'] = loader_reports(args.quick, args.repeats)
     return report
@@ -221,6 +238,7 @@ def parse_arguments() -> argparse.Namespace:
     data.add_argument('--repeats', type=int, default=9)
     data.add_argument('--threads', type=int, default=1, help='of torch and OpenCV (default: 1)')
     data.add_argument('--json', metavar='FILE', help='write all numbers there')
+    add_sr3_parser(commands)
     hidden = commands.add_parser('peak')
     hidden.add_argument('spec')
     return parser.parse_args()

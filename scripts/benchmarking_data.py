@@ -295,8 +295,8 @@ def rows(quick: bool) -> Iterator[tuple[str, Callable[[], Any]]]:
     # The published chain may leave 15 % of a side, and the second blur needs more than 10 pixels.
     yield 'realesrgan', lambda: batch_row('Real-ESRNet x4 with USM', 'realesrnet_x4.yml', max(side, 96), batches, 4)
     yield 's3diff', lambda: batch_row('S3Diff x4', 's3diff_x4.yml', max(side, 96), batches, None)
-    for name, scale, target in (('', 4, 3), ('', 2, 3), ('Light', 4, None), ('Light', 2, None), ('Plus', 4, 3)):
-        row = partial(bsrgan_row, f'BSRGAN{name}Degradation', scale, side, plans, target)
+    for name, scale in (('', 4), ('', 2), ('Light', 4), ('Light', 2), ('Plus', 4)):
+        row = partial(bsrgan_row, f'BSRGAN{name}Degradation', scale, side, plans, 3)
         yield f'bsrgan{name.lower()}', row
     yield 'ssim', lambda: ssim_rows(64 if quick else 512)
     yield 'imresize', lambda: resize_rows([(48, 60, 1 / 4), (24, 20, 2)] if quick else sizes)

@@ -86,11 +86,38 @@ def test_the_table_of_atd_has_a_row_for_every_target(tmp_path):
     assert {r['other']['dtype'] for r in reports} == {'fp32'}
 
 
+def test_the_tables_of_data_have_equal_results_and_the_wanted_rows(tmp_path):
+    text = benchmark('data', '--quick', '--repeats', '2', '--json', str(tmp_path / 'data.json'))
+    report = json.loads((tmp_path / 'data.json').read_text())
+    for row in report['computing']:
+        assert row['title'] in text and row['visible'] < 0.05 and row['difference'] < 0.2, row
+        for key in ('ours', 'other'):
+            assert row[key]['mean_seconds'] >= row[key]['fastest_seconds'] > 0
+        rates = [row[key]['images_per_second'] for key in ('ours', 'other')]
+        assert row['faster'] == rates[0] / rates[1]
+    wanted = {row['title'].split()[0]: row['target'] for row in report['computing'] if row['target']}
+    assert wanted == {'Real-ESRNet': 4, 'BSRGAN': 3, 'BSRGANLight': 3, 'BSRGANPlus': 3, 'SSIM,': 4, 'imresize': 3}
+    exact = [
+        row for row in report['computing'] if row['title'].startswith(('SSIM', 'imresize', 'filter2D', 'BSRGAN: '))
+    ]
+    assert len(exact) == 6 and max(row['difference'] for row in exact) < 1e-5
+    for row in report['loading']:
+        assert row['title'] in text and min(row['items_per_second'].values()) > 0
+        assert row['crop_seconds'].keys() == {'disk', 'lmdb', 'packed'}
+    assert len(report['loading']) == 3
+
+
+def test_rows_of_data_can_be_chosen():
+    text = benchmark('data', '--quick', '--repeats', '1', '--only', 'imresize')
+    assert text.count('imresize') == 2 and 'SSIM' not in text and 'training set' not in text
+
+
 @pytest.mark.parametrize(('arguments', 'message'), [
     (('network', '--arch', 'ATTD'), "did you mean 'ATD'?"),
     (('network', '--arch', 'ATD', '--options', '{'), 'should be JSON'),
     (('network', '--arch', 'ATD', '--size', '64'), 'should be HEIGHTxWIDTH'),
     (('network', '--arch', 'ATD', '--against', 'nothing.py:Net'), 'is no file'),
+    (('data', '--only', 'imresise'), "did you mean 'imresize'?"),
 ])  # fmt: skip
 def test_a_mistake_is_one_line(arguments, message):
     text = benchmark(*arguments, status=2)
