@@ -5,6 +5,7 @@ degradations and of loading.
     python scripts/benchmark.py network --opt options/test/ATD/ATD-demo_x4.yml --dtype bf16 --against plain
     python scripts/benchmark.py restore --opt options/test/ATD/ATD-demo_x4.yml --size 300x400 --tile 96
     python scripts/benchmark.py atd
+    python scripts/benchmark.py d2c
     python scripts/benchmark.py data
     python scripts/benchmark.py sr3-steps --opt options/test/SR3/SR3-demo_x4.yml --crop 16 --plot docs/sr3_steps.png
 
@@ -22,8 +23,6 @@ from PNG files with LMDBs and packed stores; nothing needs to be downloaded.
 import argparse
 import json
 import sys
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 
 # This folder holds `benchmarking`; the checkout's `basicsr` must win over an installed one; `oracles` are in tests.
@@ -40,17 +39,6 @@ from basicsr.utils.options import load_options  # noqa: E402
 from basicsr.utils.registry import ARCH_REGISTRY, OptionError, UserError, suggestion  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
-ATD_TRANSCRIPTION = f'{ROOT / "tests/oracles/atd_reference.py"}:ATDReference'
-SHRUNKEN = {'embed_dim': 12, 'depths': [2], 'num_heads': [2], 'window_size': 4, 'category_size': 16, 'num_tokens': 8}
-# Option file, lq side, kind of work, dtype of ours, most time and most memory as parts of the transcription's (fp32).
-ATD_CASES = (
-    ('103_ATD_light_SRx4_finetune', 64, 'forward', 'fp32', 0.4, 0.6),
-    ('103_ATD_light_SRx4_finetune', 64, 'forward', 'bf16', None, None),
-    ('103_ATD_light_SRx4_finetune', 64, 'train', 'fp32', 0.75, None),
-    ('003_ATD_SRx4_finetune', 48, 'forward', 'fp32', 0.75, 0.6),
-    ('003_ATD_SRx4_finetune', 48, 'forward', 'bf16', 0.5, None),
-    ('003_ATD_SRx4_finetune', 48, 'train', 'fp32', 0.75, None),
-)
 
 
 def main() -> int:
@@ -58,7 +46,9 @@ def main() -> int:
     if args.command == 'peak':
         print(peak(args.spec))
         return 0
-    content = {'atd': atd_reports, 'data': data_report, 'sr3-steps': sr3_report}.get(args.command, single_report)(args)
+    content = {'atd': system_report, 'd2c': system_report, 'data': data_report, 'sr3-steps': sr3_report}.get(
+        args.command, single_report
+    )(args)
     if args.json:
         Path(args.json).write_text(json.dumps(content, indent=1) + '\n', encoding='utf-8')
     return 0
@@ -129,39 +119,11 @@ def lines_of(report: dict) -> list[str]:
     return lines
 
 
-def atd_reports(args: argparse.Namespace) -> list[dict]:
-    """ATD against a plain transcription of its paper's formulas, as a Markdown table; `target`: the most allowed."""
-    print(
-        '| network | lq | work | ours | transcription | time (CPU time) | target | memory | target | max difference |'
-    )
-    print('|---|---|---|---|---|---|---|---|---|---|')
-    reports = []
-    for file, side, kind, dtype, most_time, most_memory in ATD_CASES:
-        opt = load_options(ROOT / 'options/train/ATD' / f'{file}.yml', True, check_files=False)
-        network = {**opt.networks['g'], 'use_checkpoint': False, **(SHRUNKEN if args.shrink else {})}
-        side = 16 if args.shrink else side
-        work = Work(kind, side, side, 1, opt.scale, chosen_device(args.device), args.threads)
-        variants = Variant('ATD', network, dtype=dtype), Variant('ATDReference', network, ATD_TRANSCRIPTION)
-        # A row has a process of its own: what ran before decides how malloc serves what comes next.
-        with ProcessPoolExecutor(1, mp_context=get_context('spawn')) as fresh:
-            report = fresh.submit(compare, *variants, work, args.repeats, args.memory).result()
-        report |= {'options': file, 'target': {'seconds': most_time, 'peak_bytes': most_memory}}
-        reports.append(report)
-        memory = report['ratio'].get('peak_bytes')
-        cells = [
-            file.removesuffix('_finetune')[4:],
-            f'{side}x{side}',
-            f'{kind} {dtype}',
-            f'{report["ours"]["seconds"]:.3f} s',
-            f'{report["other"]["seconds"]:.3f} s',
-            f'{report["ratio"]["seconds"]:.2f} ({report["ratio"]["cpu_seconds"]:.2f})',
-            f'{most_time or "-"}',
-            '-' if memory is None else f'{memory:.2f}',
-            f'{most_memory or "-"}',
-            f'{report["difference"]["max"]:.1e}',
-        ]
-        print(f'| {" | ".join(cells)} |', flush=True)
-    return reports
+def system_report(args: argparse.Namespace) -> list[dict]:
+    """A system's published networks against a plain transcription, as a Markdown table."""
+    from benchmarking_systems import system_reports
+
+    return system_reports(args, chosen_device(args.device))
 
 
 def data_report(args: argparse.Namespace) -> dict:
@@ -222,9 +184,11 @@ def parse_arguments() -> argparse.Namespace:
         command.add_argument('--dtype', choices=('fp32', 'bf16', 'fp16'), default='fp32')
         command.add_argument('--compile', action='store_true')
         command.add_argument('--channels-last', action='store_true')
-    atd = commands.add_parser('atd', help='ATD against the plain transcription: the table of the README')
-    atd.add_argument('--shrink', action='store_true', help='tiny networks and images, to try it out')
-    for command in (network, restore, atd):
+    systems = [commands.add_parser(name, help=f'{title} against its plain transcription: a table of the README')
+               for name, title in (('atd', 'ATD'), ('d2c', 'D2C-SR'))]  # fmt: skip
+    for command in systems:
+        command.add_argument('--shrink', action='store_true', help='tiny networks and images, to try it out')
+    for command in (network, restore, *systems):
         command.add_argument('--repeats', type=int, default=5)
         command.add_argument('--threads', type=int, default=0, help="0: torch's choice")
         command.add_argument('--device', default='auto')

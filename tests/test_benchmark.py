@@ -74,16 +74,23 @@ def test_the_peak_grows_with_the_image_and_not_with_the_libraries():
     assert small < one_map < large < 20 * one_map
 
 
-def test_the_table_of_atd_has_a_row_for_every_target(tmp_path):
-    text = benchmark('atd', '--shrink', '--repeats', '1', '--threads', '1', '--device', 'cpu', '--no-memory', '--json',
+@pytest.mark.parametrize(
+    ('system', 'targets'),
+    [
+        ('atd', {('ATD_light_SRx4', 'forward', 'fp32'): (0.4, 0.6), ('ATD_SRx4', 'forward', 'bf16'): (0.5, None)}),
+        ('d2c', {('D2C_SRx4', 'forward', 'fp32'): (0.75, 0.6), ('D2C_SRx4', 'forward', 'bf16'): (0.4, None)}),
+    ],
+)
+def test_the_table_of_a_system_has_a_row_for_every_target(system, targets, tmp_path):
+    text = benchmark(system, '--shrink', '--repeats', '1', '--threads', '1', '--device', 'cpu', '--no-memory', '--json',
                      str(tmp_path / 'table.json'))  # fmt: skip
     reports = json.loads((tmp_path / 'table.json').read_text())
-    rows = [line for line in text.splitlines() if line.startswith('| ATD')]
+    rows = [line for line in text.splitlines() if line.startswith(f'| {system.upper()}')]
     assert len(rows) == len(reports) == 6
-    targets = {(r['options'][:3], r['work']['kind'], r['ours']['dtype']): r['target'] for r in reports}
-    assert targets['103', 'forward', 'fp32'] == {'seconds': 0.4, 'peak_bytes': 0.6}
-    assert targets['003', 'forward', 'bf16'] == {'seconds': 0.5, 'peak_bytes': None}
+    found = {(r['title'], r['work']['kind'], r['ours']['dtype']): (*r['target'].values(),) for r in reports}
+    assert targets.items() <= found.items()
     assert {r['other']['dtype'] for r in reports} == {'fp32'}
+    assert max(r['difference']['max'] for r in reports if r['ours']['dtype'] == 'fp32') < 1e-4
 
 
 def test_the_tables_of_data_have_equal_results_and_the_wanted_rows(tmp_path):

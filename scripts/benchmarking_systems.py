@@ -1,0 +1,146 @@
+"""The tables of scripts/benchmark.py atd and d2c: a system's published networks against a plain transcription."""
+
+import argparse
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+import torch
+from benchmarking import Variant, Work, compare
+from torch import Tensor, nn
+
+from basicsr.utils.options import load_options
+from basicsr.utils.registry import ARCH_REGISTRY
+
+ROOT = Path(__file__).resolve().parents[1]
+ORACLES = ROOT / 'tests/oracles'
+
+
+@dataclass(frozen=True)
+class Row:
+    """What to measure, and the most time and memory allowed, as parts of the transcription's in fp32."""
+
+    title: str
+    network: dict
+    scale: int
+    side: int
+    kind: str
+    dtype: str
+    most_time: float | None = None
+    most_memory: float | None = None
+    batch: int = 1
+
+
+class D2C(nn.Module):
+    """Both networks of D2C-SR as one; in training it gives all images that have a loss, and the blend's stays in f."""
+
+    def __init__(self, scale: int, n_resblocks: int = 4, n_feats: int = 64, reduction: int = 16):
+        super().__init__()
+        branches, fusion = self.networks()
+        self.g = branches(scale=scale, n_resblocks=n_resblocks, n_feats=n_feats, reduction=reduction)
+        self.f = fusion()
+
+    def networks(self) -> tuple[type[nn.Module], type[nn.Module]]:
+        return ARCH_REGISTRY.get('D2CBranches'), ARCH_REGISTRY.get('D2CFusion')
+
+    def forward(self, lq: Tensor) -> Tensor:
+        branches = self.g(lq)
+        if not self.training:
+            return self.f(branches)[0]
+        return torch.cat([branches.flatten(1, 2), self.f(branches.detach())[0]], 1)
+
+
+class D2CTranscription(D2C):
+    """The same with the networks of the plain transcription."""
+
+    def networks(self) -> tuple[type[nn.Module], type[nn.Module]]:
+        sys.path.insert(0, str(ORACLES))
+        from d2c_reference import CNet, DNet
+
+        return DNet, CNet
+
+
+ATD_SHRUNKEN = {
+    'embed_dim': 12,
+    'depths': [2],
+    'num_heads': [2],
+    'window_size': 4,
+    'category_size': 16,
+    'num_tokens': 8,
+}
+D2C_SHRUNKEN = {'n_resblocks': 1, 'n_feats': 8, 'reduction': 4}
+
+
+def atd_rows(shrink: bool) -> list[Row]:
+    rows = []
+    for file, side, kind, dtype, most_time, most_memory in (
+        ('103_ATD_light_SRx4_finetune', 64, 'forward', 'fp32', 0.4, 0.6),
+        ('103_ATD_light_SRx4_finetune', 64, 'forward', 'bf16', None, None),
+        ('103_ATD_light_SRx4_finetune', 64, 'train', 'fp32', 0.75, None),
+        ('003_ATD_SRx4_finetune', 48, 'forward', 'fp32', 0.75, 0.6),
+        ('003_ATD_SRx4_finetune', 48, 'forward', 'bf16', 0.5, None),
+        ('003_ATD_SRx4_finetune', 48, 'train', 'fp32', 0.75, None),
+    ):
+        opt = load_options(ROOT / 'options/train/ATD' / f'{file}.yml', True, check_files=False)
+        network = {**opt.networks['g'], 'use_checkpoint': False, **(ATD_SHRUNKEN if shrink else {})}
+        title = file.removesuffix('_finetune')[4:]
+        rows.append(Row(title, network, opt.scale, 16 if shrink else side, kind, dtype, most_time, most_memory))
+    return rows
+
+
+def d2c_rows(shrink: bool) -> list[Row]:
+    network = {'type': 'D2C', 'scale': 4, **(D2C_SHRUNKEN if shrink else {})}
+    return [
+        Row('D2C_SRx4', network, 4, 16 if shrink else side, kind, dtype, most_time, most_memory, batch)
+        for side, batch, kind, dtype, most_time, most_memory in (
+            (96, 1, 'forward', 'fp32', 0.75, 0.6),
+            (96, 1, 'forward', 'bf16', 0.4, None),
+            (48, 1, 'forward', 'fp32', 0.75, 0.6),
+            (48, 1, 'forward', 'bf16', 0.4, None),
+            (48, 1, 'train', 'fp32', 0.75, None),
+            (24, 4, 'train', 'fp32', 0.75, None),
+        )
+    ]
+
+
+# Rows, and where ours and the transcription are: FILE.py:CLASS, or '' for the registered network.
+SYSTEMS = {
+    'atd': (atd_rows, '', f'{ORACLES / "atd_reference.py"}:ATDReference'),
+    'd2c': (d2c_rows, f'{__file__}:D2C', f'{__file__}:D2CTranscription'),
+}
+
+
+def system_reports(args: argparse.Namespace, device: str) -> list[dict]:
+    """Measure a system's rows and print them as a Markdown table; a report's `target` is the most allowed."""
+    rows, ours, theirs = SYSTEMS[args.command]
+    print(
+        '| network | lq | work | ours | transcription | time (CPU time) | target | memory | target | max difference |'
+    )
+    print('|---|---|---|---|---|---|---|---|---|---|')
+    reports = []
+    for row in rows(args.shrink):
+        work = Work(row.kind, row.side, row.side, row.batch, row.scale, device, args.threads)
+        title = row.network['type']
+        variants = Variant(title, row.network, ours, dtype=row.dtype), Variant(f'{title}Reference', row.network, theirs)
+        # A row has a process of its own: what ran before decides how malloc serves what comes next.
+        with ProcessPoolExecutor(1, mp_context=get_context('spawn')) as fresh:
+            report = fresh.submit(compare, *variants, work, args.repeats, args.memory).result()
+        report |= {'title': row.title, 'target': {'seconds': row.most_time, 'peak_bytes': row.most_memory}}
+        reports.append(report)
+        memory = report['ratio'].get('peak_bytes')
+        cells = [
+            row.title,
+            f'{row.batch} of {row.side}x{row.side}',
+            f'{row.kind} {row.dtype}',
+            f'{report["ours"]["seconds"]:.3f} s',
+            f'{report["other"]["seconds"]:.3f} s',
+            f'{report["ratio"]["seconds"]:.2f} ({report["ratio"]["cpu_seconds"]:.2f})',
+            f'{row.most_time or "-"}',
+            '-' if memory is None else f'{memory:.2f}',
+            f'{row.most_memory or "-"}',
+            f'{report["difference"]["max"]:.1e}',
+        ]
+        print(f'| {" | ".join(cells)} |', flush=True)
+    return reports
