@@ -305,3 +305,50 @@ def test_samplers_that_cannot_be_are_refused():
         Sampler().steps_of(GaussianDiffusion('jsd', 20, 1e-4, 0.02), True)
     with pytest.raises(OptionError, match='leaves nothing of the image'):
         Sampler().steps_of(GaussianDiffusion('linear', 20000, 1e-6, 0.02), True)
+
+
+def scheduler_of(kind: str, **options):
+    """A scheduler of diffusers on SHORT, whose products it makes in float32, with ours put in their place."""
+    diffusers = pytest.importorskip('diffusers', reason='an independent implementation, if it happens to be installed')
+    scheduler = getattr(diffusers, kind)(
+        num_train_timesteps=50,
+        trained_betas=SHORT.betas.tolist(),
+        prediction_type='epsilon',
+        timestep_spacing='trailing',
+        **options,
+    )
+    scheduler.alphas_cumprod = torch.from_numpy(SHORT.alphas_cumprod)
+    return scheduler
+
+
+@pytest.mark.parametrize('eta', [0.0, 0.5])
+def test_ddim_equals_diffusers_where_its_steps_are_ours(eta):
+    """The number of steps divides that of the chain: otherwise it goes to another step than the next one."""
+    scheduler = scheduler_of('DDIMScheduler', clip_sample=True, clip_sample_range=1.0, set_alpha_to_one=True)
+    scheduler.final_alpha_cumprod = torch.tensor(1.0, dtype=torch.float64)
+    scheduler.set_timesteps(10)
+    draw = ImageNoise([0, 1], (3, 4, 5))
+    state = draw()
+    for step in scheduler.timesteps:
+        level = SHORT.levels[1:][step].astype(np.float32)
+        noise = any_denoiser(state, torch.full((2,), level))
+        fresh = draw() if eta and step != scheduler.timesteps[-1] else torch.zeros_like(state)
+        options = {'eta': eta, 'use_clipped_model_output': True, 'variance_noise': fresh if eta else None}
+        state = scheduler.step(noise, step, state, **options).prev_sample.float()
+    torch.testing.assert_close(run(Sampler('ddim', 10, eta))[0], state, atol=5e-6, rtol=0)
+
+
+@pytest.mark.parametrize('count', [8, 10])
+def test_dpm_solver_equals_diffusers(count):
+    """It does not clamp: it is handed the noise that remains beside the clamped image."""
+    options = {'algorithm_type': 'dpmsolver++', 'solver_order': 2, 'solver_type': 'midpoint'}
+    scheduler = scheduler_of('DPMSolverMultistepScheduler', final_sigmas_type='zero', **options)
+    scheduler.set_timesteps(count)
+    state = ImageNoise([0, 1], (3, 4, 5))()
+    assert scheduler.timesteps.tolist() == Sampler('dpmpp_2m', count).steps_of(SHORT, True).times.tolist()
+    for step in scheduler.timesteps:
+        a = SHORT.alphas_cumprod[step]
+        noise = any_denoiser(state, torch.full((2,), float(np.float32(np.sqrt(a)))))
+        seen = ((state - (1 - a) ** 0.5 * noise) / a**0.5).clamp(-1, 1)
+        state = scheduler.step((state - a**0.5 * seen) / (1 - a) ** 0.5, step, state).prev_sample
+    torch.testing.assert_close(run(Sampler('dpmpp_2m', count))[0], state, atol=1e-5, rtol=0)
