@@ -278,6 +278,34 @@ def test_a_resumed_run_equals_the_unbroken_one(changes, place):
     assert differences(saved, place.saved('unbroken')) == []
 
 
+def test_a_published_training_goes_on(place):
+    """Weights, moments and position of X_gen.pth and X_opt.pth: as if the run had been ours from the beginning."""
+    plain = {'model': {'schedule': LINEAR}, 'val': {}, 'train:ema_decay': 0, 'train:warmup_iter': -1}
+    plain |= {'train:scheduler': None, 'path': {}}
+    trained(place, 'unbroken', plain)
+    trained(place, 'first', {**plain, 'train:total_iter': 4})
+    saved = place.saved('first', 4)
+    tables = GaussianDiffusion(**LINEAR).buffers()
+    weights = {f'denoise_fn.{name}': value for name, value in saved['net_g_4.pth']['params'].items()}
+    torch.save(tables | weights, place.folder / 'I4_E1_gen.pth')
+    optimizer = saved['state']['optimizers'][0]
+    kept = ('lr', 'betas', 'eps', 'weight_decay', 'amsgrad', 'params')  # what files of 2021 have
+    optimizer['param_groups'] = [{name: group[name] for name in kept} for group in optimizer['param_groups']]
+    state = {'epoch': 1, 'iter': 4, 'scheduler': None, 'optimizer': optimizer}
+    torch.save(state, place.folder / 'I4_E1_opt.pth')
+    trained(place, 'run', {**plain, 'path': {'resume_state': 'I4_E1_opt.pth'}})
+    ours, theirs = place.saved('run'), place.saved('unbroken')
+    assert differences(ours['net_g_8.pth'], theirs['net_g_8.pth']) == []
+    assert differences(ours['state']['optimizers'], theirs['state']['optimizers']) == []
+    other = {'schedule': {**LINEAR, 'linear_end': 0.4}}
+    with pytest.raises(CheckpointError, match=r'I4_E1_gen.pth: its noise schedule is not'):
+        trained(place, 'wrong', {**plain, 'path': {'resume_state': 'I4_E1_opt.pth'}, 'model': other})
+    state['optimizer']['param_groups'][0]['params'].pop()
+    torch.save(state, place.folder / 'I4_E1_opt.pth')
+    with pytest.raises(CheckpointError, match=r'I4_E1_opt.pth: belongs to'):
+        trained(place, 'short', {**plain, 'path': {'resume_state': 'I4_E1_opt.pth'}})
+
+
 def test_the_average_is_a_copy_until_it_starts_and_then_follows(place):
     changes = {'model': {'schedule': LINEAR, 'ema_start': 3, 'ema_every': 2}, 'val': {}, 'train:total_iter': 4}
     trained(place, 'run', {**changes, 'logger:save_checkpoint_freq': 1})

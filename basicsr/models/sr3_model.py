@@ -4,6 +4,7 @@ import inspect
 import logging
 import zlib
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
@@ -16,7 +17,7 @@ from basicsr.models.diffusion import GaussianDiffusion
 from basicsr.models.diffusion_sampling import ImageNoise, Sampler, sample, snapshot_steps
 from basicsr.models.restorer import pad_to_multiple
 from basicsr.utils.checkpoint import CheckpointError, network_state, read_checkpoint
-from basicsr.utils.options import Options, PretrainedOptions
+from basicsr.utils.options import Options
 from basicsr.utils.registry import ARCH_REGISTRY, MODEL_REGISTRY, OptionError, UserError, check_arguments
 from basicsr.utils.resize import pillow_resize
 from basicsr.utils.tiling import tiled
@@ -115,6 +116,22 @@ class SR3Model(BaseModel):
         if iteration % self.ema_every == 0:
             for label, average in self.averages.items():
                 average.update(self.bare(label), 0 if iteration < self.ema_start else None)
+
+    def published_training(self, path: Path, state: dict) -> tuple[dict, dict | None]:
+        """A published X_opt.pth as a state of ours, and the networks of the X_gen.pth beside it; else (state, None)."""
+        if not path.name.endswith('_opt.pth') or not {'iter', 'optimizer'} <= state.keys():
+            return state, None
+        file = path.with_name(f'{path.name.removesuffix("_opt.pth")}_gen.pth')
+        weights = network_state(read_checkpoint(file), None, str(file))
+        self._check_schedule(weights, str(file))
+        (published,), (own,) = state['optimizer']['param_groups'], self.optimizers['g'].param_groups
+        if len(published['params']) != len(own['params']):
+            raise CheckpointError(f'{path}: belongs to {len(published["params"])} weights, not {len(own["params"])}')
+        group = {name: value for name, value in own.items() if name != 'params'}
+        group |= {name: value for name, value in published.items() if name in ('lr', 'betas', 'eps', 'params')}
+        optimizer = {'state': state['optimizer']['state'], 'param_groups': [{**group, 'initial_lr': group['lr']}]}
+        ours = {'iter': state['iter'], 'epoch': state.get('epoch', 0), 'optimizers': [optimizer], 'schedulers': []}
+        return ours, {'g': {'params': weights}}
 
     def context(self, lq: Tensor) -> dict:
         """The seeds of the images' noise. Raises UserError if the network restores none."""
@@ -266,18 +283,18 @@ class SR3Model(BaseModel):
             )
 
     def _load_pretrained(self) -> None:
-        source = self.opt.path.pretrained.get('g')
-        if source:
-            self._check_published(source)
-        super()._load_pretrained()
-
-    def _check_published(self, source: PretrainedOptions) -> None:
-        """Raise CheckpointError for a published file that was trained with another schedule."""
         from basicsr.utils.download import local_path
 
-        state = network_state(read_checkpoint(local_path(source.path)), source.param_key, source.path)
+        source = self.opt.path.pretrained.get('g')
+        if source:
+            content = read_checkpoint(local_path(source.path))
+            self._check_schedule(network_state(content, source.param_key, source.path), source.path)
+        super()._load_pretrained()
+
+    def _check_schedule(self, state: dict[str, Tensor], name: str) -> None:
+        """Raise CheckpointError for a published file that was trained with another schedule."""
         if difference := self.diffusion.difference(state):
-            raise CheckpointError(f'{source.path}: its noise schedule is not that of model:schedule: {difference}')
+            raise CheckpointError(f'{name}: its noise schedule is not that of model:schedule: {difference}')
 
 
 def enlarged(lq: Tensor, scale: int) -> Tensor:

@@ -116,16 +116,19 @@ class Experiment:
         return state['iter'], state.get('samples', state['iter'] * per_iteration)
 
     def _restored(self, model: Any, path: Path) -> dict:
-        state = read_checkpoint(path)
+        state, contents = read_checkpoint(path), None
+        if hasattr(model, 'published_training'):
+            state, contents = model.published_training(path, state)
         for key in ('iter', 'optimizers', 'schedulers'):
             if key not in state:
                 raise CheckpointError(f'{path}: not a training state, it has no {key!r}')
-        models = path.parent.parent / 'models'
         labels = [label for label in model.nets if f'network_{label}' not in self.opt.path.ignore_resume_networks]
-        files = {label: models / f'net_{label}_{state["iter"]}.pth' for label in labels}
-        contents = {label: read_checkpoint(file) for label, file in files.items()}
-        for label, content in contents.items():
-            content['params'] = network_state(content, 'params', str(files[label]))
+        if contents is None:
+            models = path.parent.parent / 'models'
+            files = {label: models / f'net_{label}_{state["iter"]}.pth' for label in labels}
+            contents = {label: read_checkpoint(file) for label, file in files.items()}
+            for label, content in contents.items():
+                content['params'] = network_state(content, 'params', str(files[label]))
         model.load_networks(contents, labels)
         try:
             model.load_training_state(state)
