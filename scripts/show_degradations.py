@@ -48,11 +48,12 @@ def training_section(path: str, overrides: Sequence[str]) -> dict:
 
 
 def reads_lq(section: dict) -> bool:
-    """Whether lq comes from disk; what is wrong with the section is Pipeline's to say."""
+    """Whether the data set gives pairs; what is wrong with the section is Pipeline's to say."""
     try:
-        return 'dataroot_lq' in inspect.signature(DATASET_REGISTRY.get(section.get('type'))).parameters
+        arguments = inspect.signature(DATASET_REGISTRY.get(section.get('type'))).parameters
     except OptionError:
         return False
+    return not {'degradation', 'kernel_list'} & arguments.keys()
 
 
 class Cropper:
@@ -148,6 +149,8 @@ def pair_rows(path: str, overrides: Sequence[str], count: int, seed: int) -> tup
     for number, index in enumerate(spread(range(len(dataset)), count)):
         with seeded(seed, number):
             item = dataset[index]
+        if not {'lq', 'gt'} <= item.keys():
+            raise UserError(f'{path}: {kind} gives no pairs of lq and gt')
         gt, lq = (item[key].expand(3, -1, -1).permute(1, 2, 0).numpy() for key in ('gt', 'lq'))
         size = [f'{image.shape[1]}x{image.shape[0]}' for image in (gt, lq)]
         rows.append(

@@ -114,6 +114,16 @@ def test_pairs_on_disk_are_shown():
     assert len(colors & set(map(tuple, gt.tolist()))) > 20 and sheet.shape[0] > 2 * 240
 
 
+def test_sr3s_pairs_are_shown():
+    for part, side in (('lr_4', 4), ('hr_16', 16), ('sr_4_16', 16)):
+        for number in range(2):
+            write_image(f'faces_4_16/{part}/{number:05}.png', pixels(number, side, side))
+    sizes = 'scale=4', 'datasets:train:l_resolution=4', 'datasets:train:r_resolution=16'
+    place = 'datasets:train:dataroot=faces_4_16', 'datasets:train:datatype=img'
+    sheet = shown('-opt', ROOT / 'options/train/SR3/sr_sr3_16_128.yml', *sizes, *place)
+    assert tuple(pixels(0, 4, 4)[0, 0]) in set(map(tuple, sheet.reshape(-1, 3)))
+
+
 # ---- mistakes
 
 
