@@ -151,6 +151,22 @@ def test_out_of_memory_goes_on_in_tiles():
     assert restorer.tile == 20
 
 
+def test_half_precision_restores_nearly_the_same():
+    for network in (SR3, DDPM):
+        model = tiny_model(network, model={'sampler': {'type': 'dpmpp_2m', 'steps': 5}})
+        for parameter in model.nets['g'].parameters():
+            parameter.data *= 0.3
+        exact, half = (Restorer(model, dtype=dtype)(images(2)) for dtype in ('fp32', 'bf16'))
+        assert not torch.equal(exact, half) and (exact - half).abs().mean() < 1e-3
+
+
+def test_restoring_may_be_compiled_with_a_graph_for_each_shape():
+    with mock.patch.object(nn.Module, 'compile') as compiled:
+        tiny_model(model={'compile': 'reduce-overhead'})
+        tiny_model()
+    compiled.assert_called_once_with(mode='reduce-overhead', dynamic=False)
+
+
 def test_the_process_begins_with_the_condition_and_ends_with_the_image(model):
     lq = images(1)
     maps = Restorer(model, maps=True)(lq)

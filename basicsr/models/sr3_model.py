@@ -63,6 +63,8 @@ class SR3Model(BaseModel):
         clip_denoised: clamp the image seen in each state to [-1, 1].
         ema_start, ema_every: the average of train:ema_decay is a copy before iteration ema_start, and then follows in
             every ema_every-th iteration.
+        compile: for restoring, torch.compile in this mode, one graph for each shape; 'reduce-overhead' and
+            'max-autotune' replay CUDA graphs on such a device. Training has train:compile.
     """
 
     loss_names = ('noise',)
@@ -81,6 +83,7 @@ class SR3Model(BaseModel):
         clip_denoised: bool = True,
         ema_start: NonNegativeInt = 0,
         ema_every: PositiveInt = 1,
+        compile: Literal['default', 'reduce-overhead', 'max-autotune'] | None = None,
     ):
         self.diffusion, self.seed = GaussianDiffusion(**schedule), seed
         self.sampled = self.diffusion if val_schedule is None else GaussianDiffusion(**val_schedule)
@@ -93,6 +96,8 @@ class SR3Model(BaseModel):
             raise OptionError("option 'noise_opt' is missing", ('train',))
         if opt.val.val_freq or not opt.is_train:
             self._check_sampling()
+        if compile and not opt.is_train:
+            self.nets['g'].compile(mode=compile, dynamic=False)
 
     def training_step(self, batch: dict) -> dict[str, Tensor]:
         gt = 2 * batch['gt'] - 1
