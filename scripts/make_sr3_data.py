@@ -73,11 +73,26 @@ def stored_name(source: Source) -> str:
     return source.path.name.split('.')[0].zfill(5)
 
 
+def faults_of_depth(sources: Iterable[Source]) -> list[str]:
+    """PNG files of 16 bits by their headers; those of other formats are seen when they are decoded."""
+    found = []
+    for source in sources:
+        with source.path.open('rb') as file:
+            start = file.read(25)
+        if start.startswith(b'\x89PNG') and start[24] > 8:
+            found.append(too_deep(source))
+    return found
+
+
+def too_deep(source: Source) -> str:
+    return f'{source.path} has more than 8 bits a channel, which Pillow does not resize as published'
+
+
 def encoded(sizes: Sizes, source: Source) -> list[bytes]:
     """lr, hr and sr as PNG files."""
     pixels = decode_pixels(source.path.read_bytes(), str(source.path))
     if pixels.dtype != np.uint8:
-        raise ValueError(f'{source.path} has more than 8 bits a channel, which Pillow does not resize as published')
+        raise ValueError(too_deep(source))
     return [encoded_png(image) for image in sizes.images(pixels)]
 
 
@@ -146,7 +161,7 @@ def make_data(folder: Path, prefix: Path, sizes: Sizes, lmdb: bool = False, work
     root = prefix.with_name(f'{prefix.name}_{sizes.low}_{sizes.high}')
     check_folders(folder, [root], recursive=True)
     sources, faults = survey(folder, recursive=True)
-    refuse([*faults, *clashes(sources, stored_name)])
+    refuse([*faults, *faults_of_depth(sources), *clashes(sources, stored_name)])
     recipe = {'sizes': [sizes.low, sizes.high], 'resample': sizes.resample, 'layout': 'lmdb' if lmdb else 'folders'}
     with Journal(root, {**recipe, 'published_width_test': sizes.published_width_test}) as journal:
         if lmdb:
@@ -178,6 +193,8 @@ def two_sizes(text: str) -> tuple[int, int]:
     parts = text.split(',')
     if len(parts) != 2 or not all(part.isdecimal() and int(part) > 0 for part in parts):
         raise argparse.ArgumentTypeError(f'{text!r} should be LR,HR such as 16,128')
+    if int(parts[0]) >= int(parts[1]):
+        raise argparse.ArgumentTypeError(f'{text!r} should be LR,HR such as 16,128, the smaller one first')
     return int(parts[0]), int(parts[1])
 
 

@@ -68,7 +68,11 @@ class Pipeline:
         else:  # of batches, whose images decide for themselves here
             sections['degradation'] = {**tree['degradation'], 'groups': 0}
             sections['kernels'] = _kernels(train)
-        return _pipeline(json.dumps(sections))
+        try:
+            return _pipeline(json.dumps(sections))
+        except OptionError as error:
+            place = ('datasets', 'train', 'degradation') if sections['kernels'] is None else ('degradation',)
+            raise OptionError(str(error), (*place, *error.key)) from None
 
     def __reduce__(self) -> tuple:
         return _pipeline, (json.dumps(self.sections),)

@@ -59,8 +59,8 @@ class Parser(argparse.ArgumentParser):
             yield
         except UserError as error:
             self.exit(2, f'{self.prog}: {error}\n')
-        except OSError as error:
-            self.exit(1, f'{self.prog}: {error}\n')
+        except OSError as error:  # ours name the file in their text, where Python would put the number before it
+            self.exit(1, f'{self.prog}: {error.strerror if error.strerror and not error.filename else error}\n')
         except KeyboardInterrupt:
             self.exit(130, f'{self.prog}: stopped; the same command goes on from here\n')
 
@@ -289,12 +289,10 @@ def _spawned(
     pending: dict[Future, Any] = {}
     rest = iter(items)
     try:
-        with _children_deaf_to_interrupts():  # the first submission starts all workers
-            for item in islice(rest, 1):
-                pending[pool.submit(_attempt, job, item)] = item
         while True:
-            for item in islice(rest, 4 * workers - len(pending)):
-                pending[pool.submit(_attempt, job, item)] = item
+            with _children_deaf_to_interrupts():  # each submission may start one more worker
+                for item in islice(rest, 4 * workers - len(pending)):
+                    pending[pool.submit(_attempt, job, item)] = item
             if not pending:
                 return
             for future in [next(iter(pending))] if in_order else wait(pending, return_when=FIRST_COMPLETED).done:

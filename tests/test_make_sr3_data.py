@@ -80,11 +80,13 @@ def test_a_second_run_makes_what_is_missing_torn_or_changed_and_keeps_the_rest(t
 def test_a_stopped_database_goes_on_and_says_no_length_before(tmp_path, run, monkeypatch):
     make_sources(tmp_path / 'source')
     monkeypatch.setattr('make_sr3_data.COMMIT', 2)
-    write_image(tmp_path / 'source' / '3.png', pixels(0, 30, 30, dtype=np.uint16))
+    (tmp_path / 'source' / '3.png').unlink()
+    write_image(tmp_path / 'source' / '3.tiff', pixels(0, 30, 30, dtype=np.uint16))  # known when it is decoded
     status, said = run('--workers', '1', '--lmdb')
-    assert status == 2 and '3.png' in said and 'the other 3 are done' in said
+    assert status == 2 and '3.tiff' in said and 'the other 3 are done' in said
     before = content(tmp_path / 'set_4_16')
     assert before['length'] == b'3' and len(before) == 10
+    (tmp_path / 'source' / '3.tiff').unlink()
     write_image(tmp_path / 'source' / '3.png', pixels(0, 30, 30))
     assert run('--workers', '1', '--lmdb')[0] == 0
     after = content(tmp_path / 'set_4_16')
@@ -119,7 +121,18 @@ def test_what_the_user_should_know_is_said(tmp_path, run):
     assert status == 0 and '1 images are smaller than 16' in said and 'published SR3 code cannot read' in said
 
 
-@pytest.mark.parametrize('arguments', [('--size', '16'), ('--size', '0,4'), ('--resample', 'lanczos')])
+def test_png_files_of_16_bits_are_listed_before_any_work(tmp_path, run):
+    make_sources(tmp_path / 'source')
+    for name in ('2.png', '7.png'):
+        write_image(tmp_path / 'source' / name, pixels(0, 30, 30, dtype=np.uint16))
+    status, said = run('--workers', '1')
+    assert status == 2 and '2 faults, nothing was started' in said and '7.png has more than 8 bits' in said
+    assert not (tmp_path / 'set_4_16').exists()
+
+
+@pytest.mark.parametrize(
+    'arguments', [('--size', '16'), ('--size', '0,4'), ('--size', '16,4'), ('--resample', 'lanczos')]
+)
 def test_wrong_arguments_are_one_line(tmp_path, run, arguments):
     make_sources(tmp_path / 'source', 1)
     status, said = run(*arguments)

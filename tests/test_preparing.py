@@ -1,6 +1,8 @@
 import io
 import os
+import signal
 import sys
+import time
 from pathlib import Path
 
 import cv2
@@ -92,6 +94,11 @@ def leave(number: int) -> int:
     return number
 
 
+def heeds_interrupts(number: int) -> tuple[int, bool]:
+    time.sleep(0.5)  # so that every worker gets one
+    return os.getpid(), signal.getsignal(signal.SIGINT) is not signal.SIG_IGN
+
+
 def fill_the_disk(number: int) -> None:
     raise OSError(28, f'cannot write {number}.png: No space left on device')
 
@@ -115,7 +122,14 @@ def test_a_full_disk_ends_the_work_in_one_line(capsys):
     with pytest.raises(SystemExit) as stopped, Parser('test').faults_in_words():
         list(run_jobs(fill_the_disk, range(3), 1, 'test'))
     assert stopped.value.code == 1
-    assert '0.png: No space left' in capsys.readouterr().err
+    assert capsys.readouterr().err.endswith(': cannot write 0.png: No space left on device\n')
+
+
+def test_every_worker_leaves_ctrl_c_to_the_main_process():
+    before = signal.getsignal(signal.SIGINT)
+    results = [result for _, result in run_jobs(heeds_interrupts, range(8), 2, 'test')]
+    assert len({process for process, _ in results}) == 2 and not any(heeds for _, heeds in results)
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 @pytest.mark.parametrize('channels', [1, 2, 3, 4])
