@@ -119,6 +119,29 @@ def test_a_training_item_is_a_square_and_what_the_degradation_makes_of_it(tmp_pa
     assert len(seen) > 20
 
 
+class MovedRight:
+    """lq is gt moved by a pixel, as by a kernel of even size."""
+
+    def draw(self, height, width, rng):
+        return ()
+
+    def apply(self, gt, plan):
+        return gt, np.roll(gt, 1, axis=1)
+
+
+def test_flips_come_after_the_degradation_and_turn_what_it_moved(tmp_path):
+    dataset = DegradedImageDataset(
+        make_gt(tmp_path / 'gt', ['a.png']), 1, BICUBIC, 'train', gt_size=12, use_hflip=True, use_rot=True
+    )
+    dataset.degradation, moves = MovedRight(), set()
+    for seed in range(40):
+        random.seed(seed)
+        item = dataset[0]
+        gt, lq = (item[name].numpy() for name in ('gt', 'lq'))
+        moves |= {(step, axis) for step in (1, -1) for axis in (1, 2) if np.array_equal(np.roll(gt, step, axis), lq)}
+    assert moves == {(1, 1), (-1, 1), (1, 2), (-1, 2)}
+
+
 def test_several_folders_follow_one_another_and_lists_choose(tmp_path):
     one, two = make_gt(tmp_path / 'one', ['a.png', 'b.png']), make_gt(tmp_path / 'two', ['a.png', 'c.png'])
     dataset = DegradedImageDataset([two, one], 2, BICUBIC)
@@ -159,10 +182,10 @@ def test_iters_data_set_is_light_bsrgan_with_its_names(tmp_path):
     root = make_gt(tmp_path / 'gt', ['a.png'])
     section = {'type': 'BSRGANTrainDataset', 'dataroot_gt': root, 'gt_size': 16, 'io_backend': {'type': 'disk'}}
     dataset = DATASET_REGISTRY.build({**section, 'use_flip': True, 'use_rot': True}, scale=2, phase='train')
-    assert isinstance(dataset, BSRGANTrainDataset) and dataset.crop.use_hflip and dataset.crop.use_rot
+    assert isinstance(dataset, BSRGANTrainDataset) and dataset.use_hflip and dataset.use_rot
     assert type(dataset.degradation).__name__ == 'BSRGANLightDegradation'
     assert dataset[0]['lq'].shape == (3, 8, 8) and dataset[0]['gt'].shape == (3, 16, 16)
-    assert not DATASET_REGISTRY.build(section, scale=2, phase='train').crop.use_hflip
+    assert not DATASET_REGISTRY.build(section, scale=2, phase='train').use_hflip
     for how in ('use_resize', 'use_resize_crop'):
         resizing = DATASET_REGISTRY.build({**section, how: True, 'gt_size': 12}, scale=2, phase='train')
         assert resizing[0]['gt'].shape == (3, 12, 12) and getattr(resizing.crop, how)

@@ -105,6 +105,15 @@ def test_padding_mirrors_without_the_edge_pixel(height, width):
     assert lefts == set(range(max(1, width - 6)))
 
 
+def test_padding_follows_the_flips_as_published():
+    crop, seen = GtCrop(7, use_hflip=True, use_rot=True, pad=True), set()
+    for seed in range(60):
+        square = (crop(places(5, 5), np.random.default_rng(seed)) * 65535).round()
+        np.testing.assert_array_equal(square, mirrored_to(square[:5, :5].copy(), 7))
+        seen.add(state_of(square[:5, :5]))
+    assert len(seen) == 8
+
+
 def test_a_random_resize_is_opencvs_cubic_of_the_whole_clipped():
     rng = np.random.default_rng(3)
     image = (rng.integers(0, 2, (24, 36, 3)) * 255).astype(np.uint8)  # hard edges: cubic leaves [0, 1]

@@ -10,6 +10,7 @@ from torch.utils.data import Dataset
 from basicsr.data.gt_images import GtImages
 from basicsr.data.gt_transforms import GtCrop
 from basicsr.data.storage import DISK, IoBackend
+from basicsr.data.transforms import augment, draw_flips
 from basicsr.utils.image import scaled_to_float, to_tensor
 from basicsr.utils.registry import DATASET_REGISTRY, DEGRADATION_REGISTRY, OptionError
 from basicsr.utils.seeding import derived_seed, sample_generator
@@ -47,6 +48,8 @@ class DegradedImageDataset(Dataset):
         degradation: `type` and options of a degradation of single images, such as BSRGANDegradation.
         meta_info_file: a list of the names to use, of a single root.
         gt_size: side of the square in gt pixels, a multiple of scale (training only).
+        use_hflip, use_rot: flips of gt and lq together, after the degradation, as ITER does: what moves the image by
+            part of a pixel, such as blur kernels of even size, does so in every direction.
         use_resize_crop: before the crop, shrink to a random size at which the square still fits.
         use_resize: before the crop, bring the shorter side to gt_size.
         max_num: use only the first images, sorted by name.
@@ -71,20 +74,13 @@ class DegradedImageDataset(Dataset):
             self.degradation = DEGRADATION_REGISTRY.build(checked_degradation(degradation), scale=scale)
         except OptionError as error:
             raise OptionError(str(error), ('degradation', *error.key)) from None
-        self.phase, self.crop = phase, None
+        self.phase, self.crop, self.use_hflip, self.use_rot = phase, None, use_hflip, use_rot
         if phase == 'train':
             if not gt_size or gt_size % scale:
                 raise OptionError(
                     f'training needs a gt_size that is a multiple of the scale {scale}, got {gt_size}', ('gt_size',)
                 )
-            self.crop = GtCrop(
-                gt_size,
-                use_hflip,
-                use_rot,
-                use_resize_crop=use_resize_crop,
-                use_resize=use_resize,
-                scale=scale,
-            )
+            self.crop = GtCrop(gt_size, use_resize_crop=use_resize_crop, use_resize=use_resize, scale=scale)
             try:
                 self._check_degradable(gt_size, gt_size)
             except ValueError as error:
@@ -102,6 +98,9 @@ class DegradedImageDataset(Dataset):
             gt, lq = self.degradation.apply(gt, self.degradation.draw(*gt.shape[:2], rng))
         except ValueError as error:
             raise ValueError(f'{path}: {error}') from None
+        if self.crop:
+            flips = draw_flips(self.use_hflip, self.use_rot, rng)
+            gt, lq = augment(gt, *flips), augment(lq, *flips)
         return {'lq': to_tensor(lq), 'gt': to_tensor(gt), 'lq_path': path, 'gt_path': path}
 
     def faults(self, thorough: bool) -> list[str]:

@@ -17,8 +17,8 @@ class GtCrop:
     Args:
         size: side of the square in pixels.
         use_hflip, use_rot: flips as of basicsr/data/transforms.py.
-        pad: continue a smaller image to `size` at the bottom and the right by its mirror image, edge pixel not
-            repeated; otherwise a smaller image is an error.
+        pad: continue a smaller image to `size`, after the flips, at the bottom and the right by its mirror image, edge
+            pixel not repeated; otherwise a smaller image is an error.
         use_resize_crop: shrink first, to a random height that is a multiple of `scale`; the square still fits.
         use_resize: bring the shorter side to `size` first, whatever it was.
     """
@@ -54,9 +54,9 @@ class GtCrop:
             pixels = cv2.resize(image, (width, height), interpolation=cv2.INTER_CUBIC).clip(0, 1)
         top, left = (int(rng.integers(0, max(0, side - self.size), endpoint=True)) for side in (height, width))
         square = pixels[top : top + self.size, left : left + self.size]
+        square = augment(square, *draw_flips(self.use_hflip, self.use_rot, rng))
         if square.shape[:2] != (self.size, self.size):
             square = mirrored_to(square, self.size)
-        square = augment(square, *draw_flips(self.use_hflip, self.use_rot, rng))
         return scaled_to_float(np.array(square, order='C'))
 
     def check_size(self, width: int, height: int) -> None:

@@ -13,6 +13,7 @@ from basicsr.data.degradations.kernels import KernelOptions
 from basicsr.data.degraded_image_dataset import Degradation, checked_degradation
 from basicsr.data.gt_transforms import GtCrop
 from basicsr.data.shards import Sample, Shard, checksum, found_shards, local_path, read_samples
+from basicsr.data.transforms import augment, draw_flips
 from basicsr.utils.image import to_tensor
 from basicsr.utils.registry import DATASET_REGISTRY, DEGRADATION_REGISTRY, OptionError, check_arguments
 from basicsr.utils.seeding import sample_generator
@@ -71,7 +72,10 @@ class ShardedImageDataset(IterableDataset):
             )
         if gt_size % scale:
             raise OptionError(f'gt_size should be a multiple of the scale {scale}, got {gt_size}', ('gt_size',))
-        self.crop, self.shuffle_buffer = GtCrop(gt_size, use_hflip, use_rot, pad=pad), shuffle_buffer
+        # An lq that is made here is flipped with its gt, one that is made on the device is made of the flipped gt.
+        self.flips, none = (use_hflip, use_rot), (False, False)
+        self.crop = GtCrop(gt_size, *(none if degradation else self.flips), pad=pad)
+        self.shuffle_buffer = shuffle_buffer
         self.kernels = kernels and KernelOptions(**checked_kernels(kernels))
         try:
             self.degradation = degradation and DEGRADATION_REGISTRY.build(checked_degradation(degradation), scale=scale)
@@ -105,7 +109,8 @@ class ShardedImageDataset(IterableDataset):
                 made = {name: torch.from_numpy(kernel) for name, kernel in kernels}
             else:
                 gt, lq = self.degradation.apply(gt, self.degradation.draw(*gt.shape[:2], rng))
-                made = {'lq': to_tensor(lq)}
+                flips = draw_flips(*self.flips, rng)
+                gt, made = augment(gt, *flips), {'lq': to_tensor(augment(lq, *flips))}
         except ValueError as error:
             raise ValueError(f'{sample.path}: {error}') from None
         return {**made, 'gt': to_tensor(gt), 'gt_path': sample.path}
