@@ -1,15 +1,17 @@
-"""UNets that name the noise in an image: SR3's (Saharia et al., arXiv:2104.07636), which is told the level of noise, and
-DDPM's (Ho et al., arXiv:2006.11239), which is told the number of the step. Attribute names are those of the published
-checkpoints (Janspiry/Image-Super-Resolution-via-Iterative-Refinement), without their `denoise_fn.`.
+"""UNets that name the noise in an image: SR3's (Saharia et al., arXiv:2104.07636), which is told the level of noise,
+and DDPM's (Ho et al., arXiv:2006.11239), which is told the number of the step. Attribute names are those of the
+published checkpoints (Janspiry/Image-Super-Resolution-via-Iterative-Refinement), without their `denoise_fn.`.
 """
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from basicsr.archs.blocks.attention import exact_type
+from basicsr.archs.blocks.packing import packed_convolutions
 from basicsr.archs.blocks.unet import EnlargingConv, SpatialAttention, fast_order, norm_silu
 from basicsr.utils.registry import ARCH_REGISTRY
 
@@ -59,17 +61,13 @@ class NoiseUNet(nn.Module):
         plan = unet_plan(inner_channel, channel_mults, res_blocks, attn_res, image_size)
         check_plan(plan, groups, attn_res, image_size)
         self.size_multiple = 2 ** (len(channel_mults) - 1)
-        self.in_channel = in_channel
 
         def layer(part: Part) -> nn.Module:
             if part.kind == 'unit':
                 return Unit(part, inner_channel, groups, dropout, self.takes_steps)
             return Downsample(part.out) if part.kind == 'down' else EnlargingConv(part.out)
 
-        code = StepCode(inner_channel) if self.takes_steps else LevelCode(inner_channel)
-        wide = 4 * inner_channel
-        embedding = nn.Sequential(code, nn.Linear(inner_channel, wide), nn.SiLU(), nn.Linear(wide, inner_channel))
-        self.add_module(self.embedding_name, embedding)
+        self.add_module(self.embedding_name, Embedding(inner_channel, self.takes_steps))
         first = nn.Conv2d(in_channel, inner_channel, 3, padding=1)
         self.downs = nn.ModuleList([first, *map(layer, plan['downs'])])
         self.mid = nn.ModuleList(map(layer, plan['mid']))
@@ -89,6 +87,11 @@ class NoiseUNet(nn.Module):
                 raise ValueError(f'it holds a {kind.__name__}, network_g is a {cls.__name__}')
         return names
 
+    def constant_weights(self) -> AbstractContextManager[None]:
+        """A context for many calls between which no weight changes, as a sampler's: see packed_convolutions."""
+        compiled = self._compiled_call_impl is not None  # then torch.compile has the say
+        return nullcontext() if compiled else packed_convolutions(self)
+
     def forward(self, x: Tensor, level: Tensor) -> Tensor:
         h, w = x.shape[-2:]
         if h % self.size_multiple or w % self.size_multiple:
@@ -96,18 +99,15 @@ class NoiseUNet(nn.Module):
         level = level.flatten()
         if len(level) > 1 and level.stride(0) == 0:
             level = level[:1]  # one for all: what follows from it is computed once
-        code, *layers = self.get_submodule(self.embedding_name)
-        embedding = code(level).to(layers[0].weight.dtype)
-        for layer in layers:
-            embedding = layer(embedding)
-        skips = []
+        embedding = self.get_submodule(self.embedding_name)(level)
+        x, skips = fast_order(x), []
         for layer in self.downs:
             x = layer(x, embedding) if isinstance(layer, Unit) else fast_order(layer(x))
             skips.append(x)
         for layer in self.mid:
             x = layer(x, embedding)
         for layer in self.ups:
-            x = layer(torch.cat([x, skips.pop()], 1), embedding) if isinstance(layer, Unit) else fast_order(layer(x))
+            x = layer(torch.cat([x, skips.pop()], 1), embedding) if isinstance(layer, Unit) else layer(x)
         return self.final_conv(x)
 
 
@@ -121,15 +121,15 @@ class SR3UNet(NoiseUNet):
     Args:
         in_channel: 6 if x is the enlarged lq and the noisy image, 3 if it is the noisy image alone.
         out_channel: of the noise; null: in_channel.
-        inner_channel: features at full size, even; channel_mults: how many times that on each level, each half the size.
+        inner_channel: features at full size, even; channel_mults: times that on each level, large to small.
         norm_groups: of all group normalisations, see above; null: 32. It must divide every width that is normalised.
         attn_res: the resolutions of levels that have attention, when the image has image_size; the middle always has.
         res_blocks: on each level on the way down; one more on the way up.
         dropout: probability, in front of the second convolution of each block.
         image_size: only places attention; an odd level is halved downwards and doubled again on the way up, so that
             attn_res 7 of image_size 28 with four levels means the way down alone.
-    Shape: x (b, in_channel, h, w) in [-1, 1], h and w multiples of `size_multiple` = 2^(levels - 1); level (b,) or (b, 1),
-        sqrt(abar), the image's part in the mixture, in [0, 1] -> (b, out_channel, h, w).
+    Shape: x (b, in_channel, h, w) in [-1, 1], h and w multiples of `size_multiple` = 2^(levels - 1); level (b,) or
+        (b, 1), sqrt(abar), the image's part in the mixture, in [0, 1] -> (b, out_channel, h, w).
     """
 
     takes_steps = False
@@ -147,17 +147,8 @@ class SR3UNet(NoiseUNet):
         dropout: float = 0,
         image_size: int = 128,
     ):
-        super().__init__(
-            in_channel,
-            out_channel,
-            inner_channel,
-            norm_groups,
-            channel_mults,
-            attn_res,
-            res_blocks,
-            dropout,
-            image_size,
-        )
+        channels = in_channel, out_channel, inner_channel, norm_groups, channel_mults
+        super().__init__(*channels, attn_res, res_blocks, dropout, image_size)
 
 
 @ARCH_REGISTRY.register()
@@ -183,17 +174,8 @@ class DDPMUNet(NoiseUNet):
         dropout: float = 0,
         image_size: int = 128,
     ):
-        super().__init__(
-            in_channel,
-            out_channel,
-            inner_channel,
-            norm_groups,
-            channel_mults,
-            attn_res,
-            res_blocks,
-            dropout,
-            image_size,
-        )
+        channels = in_channel, out_channel, inner_channel, norm_groups, channel_mults
+        super().__init__(*channels, attn_res, res_blocks, dropout, image_size)
 
 
 # ---- layout
@@ -250,6 +232,18 @@ def check_plan(plan: dict[str, list[Part]], groups: int, attn_res: tuple[int, ..
 
 
 # ---- parts
+
+
+class Embedding(nn.Sequential):
+    """What the blocks are told of a level or a step: (b,) -> (b, dim)."""
+
+    def __init__(self, dim: int, takes_steps: bool):
+        code = StepCode(dim) if takes_steps else LevelCode(dim)
+        super().__init__(code, nn.Linear(dim, 4 * dim), nn.SiLU(), nn.Linear(4 * dim, dim))
+
+    def forward(self, level: Tensor) -> Tensor:
+        code, widen, activation, narrow = self
+        return narrow(activation(widen(code(level).to(widen.weight.dtype))))
 
 
 class LevelCode(nn.Module):
