@@ -4,14 +4,16 @@ degradations and of loading.
     python scripts/benchmark.py network --arch ATD --options '{"upscale": 4}' --size 64x64 --train-step
     python scripts/benchmark.py network --opt options/test/ATD/ATD-demo_x4.yml --dtype bf16 --against plain
     python scripts/benchmark.py restore --opt options/test/ATD/ATD-demo_x4.yml --size 300x400 --tile 96
+    python scripts/benchmark.py network --arch SR3UNet --level 0.5 --constant-weights --size 128x128 --against plain
     python scripts/benchmark.py atd
     python scripts/benchmark.py d2c
+    python scripts/benchmark.py sr3
     python scripts/benchmark.py data
     python scripts/benchmark.py sr3-steps --opt options/test/SR3/SR3-demo_x4.yml --crop 16 --plot docs/sr3_steps.png
 
 Both variants run in turn, on equal weights; medians count. Where other programs run, CPU time is the fairer number.
---against is `calibration` (a fixed workload, to compare machines), `plain` (the same network in fp32 without --compile
-and --channels-last) or FILE.py:CLASS (another implementation, with the same options and parameter names).
+--against is `calibration` (a fixed workload, to compare machines), `plain` (the same network in fp32 without --compile,
+--channels-last and --constant-weights) or FILE.py:CLASS (another implementation, with the same options and parameters).
 Peak memory is measured in a fresh process for each, on top of the network and the libraries.
 
 `data` compares degradations, kernels, resizing and SSIM with plain transcriptions of the published forms, and training
@@ -46,9 +48,13 @@ def main() -> int:
     if args.command == 'peak':
         print(peak(args.spec))
         return 0
-    content = {'atd': system_report, 'd2c': system_report, 'data': data_report, 'sr3-steps': sr3_report}.get(
-        args.command, single_report
-    )(args)
+    content = {
+        'atd': system_report,
+        'd2c': system_report,
+        'sr3': system_report,
+        'data': data_report,
+        'sr3-steps': sr3_report,
+    }.get(args.command, single_report)(args)
     if args.json:
         Path(args.json).write_text(json.dumps(content, indent=1) + '\n', encoding='utf-8')
     return 0
@@ -67,6 +73,8 @@ def single_report(args: argparse.Namespace) -> dict:
     network, scale = described_network(args)
     settings = {'dtype': args.dtype, 'compile': args.compile, 'channels_last': args.channels_last}
     weights = args.weights or ''
+    if args.command == 'network':
+        settings['constant_weights'] = args.constant_weights
     ours = Variant(network['type'], network, weights=weights, **settings)
     if args.against == 'calibration':
         other = Variant('calibration')
@@ -78,7 +86,8 @@ def single_report(args: argparse.Namespace) -> dict:
     if args.command == 'restore':
         restorer = {'tile': args.tile, 'overlap': args.overlap, 'tile_batch': args.tile_batch}
         kind, restorer = 'restore', {**restorer, 'self_ensemble': args.self_ensemble}
-    work = Work(kind, *args.size, args.batch, scale, chosen_device(args.device), args.threads, restorer)
+    inputs = (args.channels or network.get('in_channel', 3), args.level) if args.command == 'network' else ()
+    work = Work(kind, *args.size, args.batch, scale, chosen_device(args.device), args.threads, restorer, *inputs)
     report = compare(ours, other, work, args.repeats, args.memory)
     print('\n'.join(lines_of(report)))
     return report
@@ -101,8 +110,9 @@ def described_network(args: argparse.Namespace) -> tuple[dict, int]:
 def lines_of(report: dict) -> list[str]:
     """A report for people."""
     work, machine = report['work'], report['machine']
-    lines = [f'{work["kind"]}, {work["batch"]}x3x{work["height"]}x{work["width"]}, on {machine["device"]}, '
-             f'{machine["threads"]} threads, torch {machine["torch"]}, medians of {report["repeats"]}']  # fmt: skip
+    shape = 'x'.join(str(work[axis]) for axis in ('batch', 'channels', 'height', 'width'))
+    where = f'{machine["device"]}, {machine["threads"]} threads, torch {machine["torch"]}'
+    lines = [f'{work["kind"]}, {shape}, on {where}, medians of {report["repeats"]}']
     for key in ('ours', 'other'):
         variant = report[key]
         memory = '' if variant['peak_bytes'] is None else f'{variant["peak_bytes"] / 2**20:10.1f} MiB'
@@ -165,6 +175,9 @@ def parse_arguments() -> argparse.Namespace:
     commands = parser.add_subparsers(dest='command', required=True)
     network = commands.add_parser('network', help='a forward pass or a training step of a network')
     network.add_argument('--train-step', action='store_true', help='forward, backward and AdamW, bf16 by autocast')
+    network.add_argument('--channels', type=int, help='of the image (default: in_channel of the options, or 3)')
+    network.add_argument('--level', type=float, help='what a denoising network is told besides the image')
+    network.add_argument('--constant-weights', action='store_true', help='as a sampler calls a denoising network')
     restore = commands.add_parser('restore', help='an image through Restorer, as inference.py does it')
     restore.add_argument('--tile', type=int, default=0)
     restore.add_argument('--overlap', type=int, default=32)
@@ -185,7 +198,7 @@ def parse_arguments() -> argparse.Namespace:
         command.add_argument('--compile', action='store_true')
         command.add_argument('--channels-last', action='store_true')
     systems = [commands.add_parser(name, help=f'{title} against its plain transcription: a table of the README')
-               for name, title in (('atd', 'ATD'), ('d2c', 'D2C-SR'))]  # fmt: skip
+               for name, title in (('atd', 'ATD'), ('d2c', 'D2C-SR'), ('sr3', 'SR3'))]  # fmt: skip
     for command in systems:
         command.add_argument('--shrink', action='store_true', help='tiny networks and images, to try it out')
     for command in (network, restore, *systems):

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -36,6 +36,7 @@ class Variant:
         source: FILE.py:CLASS of another implementation, which takes the same options and has the same parameter names.
         weights: a checkpoint; '' fills the parameters by their names, as the reference cases do.
         dtype: fp32, bf16 or fp16: of the weights in a forward pass, by autocast in training and restoring.
+        constant_weights: forward passes inside the network's context of that name, as a sampler calls it.
     """
 
     title: str
@@ -45,11 +46,17 @@ class Variant:
     dtype: str = 'fp32'
     compile: bool = False
     channels_last: bool = False
+    constant_weights: bool = False
 
 
 @dataclass(frozen=True)
 class Work:
-    """What to do: 'forward', 'train' (forward, backward, AdamW) or 'restore' (Restorer with its options)."""
+    """What to do: 'forward', 'train' (forward, backward, AdamW) or 'restore' (Restorer with its options).
+
+    Args:
+        channels: of the images.
+        level: what a denoising network is told besides; None for the others.
+    """
 
     kind: str
     height: int
@@ -59,6 +66,8 @@ class Work:
     device: str = 'cpu'
     threads: int = 0  # 0: torch's own choice
     restorer: dict = field(default_factory=dict)
+    channels: int = 3
+    level: float | None = None
 
 
 class Calibration(nn.Module):
@@ -130,7 +139,8 @@ def machine(work: Work) -> dict:
 def prepared(variant: Variant, work: Work) -> Callable[[], Tensor]:
     """The work as a function without arguments; its first call does what happens only once."""
     device = torch.device(work.device)
-    lq = torch.rand(work.batch, 3, work.height, work.width, generator=torch.Generator().manual_seed(1)).to(device)
+    shape = work.batch, work.channels, work.height, work.width
+    lq = torch.rand(shape, generator=torch.Generator().manual_seed(1)).to(device)
     if variant.channels_last:
         lq = lq.to(memory_format=torch.channels_last)
     net = built(variant).to(device)
@@ -190,22 +200,33 @@ def loaded(source: str) -> type[nn.Module]:
 def _forward(net: nn.Module, lq: Tensor, variant: Variant, work: Work) -> Callable[[], Tensor]:
     dtype = DTYPES[variant.dtype]
     net, lq = net.to(dtype).eval(), lq.to(dtype)
+    inputs = inputs_of(lq, variant, work)
+    if variant.constant_weights:
+        ExitStack().enter_context(net.constant_weights())  # for good: the network is used for nothing else
 
     def call() -> Tensor:
         with torch.inference_mode():
-            return net(lq)
+            return net(*inputs)
 
     return call
+
+
+def inputs_of(lq: Tensor, variant: Variant, work: Work) -> tuple[Tensor, ...]:
+    """The images, and the level of each where the network takes one."""
+    if work.level is None or not variant.network:
+        return (lq,)
+    return lq, torch.full((len(lq),), work.level, device=lq.device)
 
 
 def _training_step(net: nn.Module, lq: Tensor, variant: Variant, work: Work) -> Callable[[], Tensor]:
     """The result is the loss; L1 against gray, so that any output has gradients of usual size."""
     optimizer = torch.optim.AdamW(net.train().parameters(), lr=1e-5, fused=True)
     mixed = torch.autocast(lq.device.type, DTYPES[variant.dtype]) if variant.dtype != 'fp32' else nullcontext()
+    inputs = inputs_of(lq, variant, work)
 
     def call() -> Tensor:
         with mixed:
-            sr = net(lq)
+            sr = net(*inputs)
         loss = (sr.float() - 0.5).abs().mean()
         loss.backward()
         optimizer.step()
@@ -249,7 +270,8 @@ def peak(spec: str) -> int:
         before = torch.cuda.memory_allocated(work.device)
         call()
         return torch.cuda.max_memory_allocated(work.device) - before
-    prepared(variant, replace(work, height=WARM_UP_SIDE, width=WARM_UP_SIDE, batch=1))()
+    side = WARM_UP_SIDE if work.level is None else 4 * WARM_UP_SIDE  # UNets halve it up to five times
+    prepared(variant, replace(work, height=side, width=side, batch=1))()
     call = prepared(variant, work)
     before = _resident_bytes()
     call()

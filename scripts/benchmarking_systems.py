@@ -1,9 +1,9 @@
-"""The tables of scripts/benchmark.py atd and d2c: a system's published networks against a plain transcription."""
+"""The tables of scripts/benchmark.py atd, d2c and sr3: a system's published networks against a plain transcription."""
 
 import argparse
 import sys
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -31,6 +31,9 @@ class Row:
     most_time: float | None = None
     most_memory: float | None = None
     batch: int = 1
+    channels: int = 3
+    level: float | None = None
+    constant_weights: bool = False
 
 
 class D2C(nn.Module):
@@ -70,6 +73,7 @@ ATD_SHRUNKEN = {
     'category_size': 16,
     'num_tokens': 8,
 }
+SR3_SHRUNKEN = {'inner_channel': 8, 'norm_groups': 4, 'channel_mults': [1, 2], 'attn_res': [], 'res_blocks': 1}
 D2C_SHRUNKEN = {'n_resblocks': 1, 'n_feats': 8, 'reduction': 4}
 
 
@@ -105,9 +109,30 @@ def d2c_rows(shrink: bool) -> list[Row]:
     ]
 
 
+def sr3_rows(shrink: bool) -> list[Row]:
+    """One call of the network, as a sampler makes it, and on its own; the images are enlarged already."""
+    rows = []
+    for file, side, kind, dtype, packed, most_time in (
+        ('sr_sr3_16_128', 128, 'forward', 'fp32', True, 0.85),
+        ('sr_sr3_16_128', 128, 'forward', 'bf16', True, 0.5),
+        ('sr_sr3_16_128', 128, 'forward', 'fp32', False, None),
+        ('sr_sr3_16_128', 128, 'train', 'fp32', False, None),
+        ('sr_sr3_64_512', 256, 'forward', 'fp32', True, 0.85),
+        ('sr_sr3_64_512', 256, 'forward', 'bf16', True, 0.5),
+    ):
+        opt = load_options(ROOT / 'options/train/SR3' / f'{file}.yml', True, check_files=False)
+        network = {**opt.networks['g'], 'dropout': 0, **(SR3_SHRUNKEN if shrink else {})}
+        side = 16 if shrink else side
+        title = file if packed or kind == 'train' else f'{file}, a single call'
+        row = Row(title, network, 1, side, kind, dtype, most_time, channels=6, level=0.5, constant_weights=packed)
+        rows.append(row)
+    return rows
+
+
 # Rows, and where ours and the transcription are: FILE.py:CLASS, or '' for the registered network.
 SYSTEMS = {
     'atd': (atd_rows, '', f'{ORACLES / "atd_reference.py"}:ATDReference'),
+    'sr3': (sr3_rows, '', f'{ORACLES / "sr3_unet_reference.py"}:SR3Reference'),
     'd2c': (d2c_rows, f'{__file__}:D2C', f'{__file__}:D2CTranscription'),
 }
 
@@ -122,8 +147,10 @@ def system_reports(args: argparse.Namespace, device: str) -> list[dict]:
     reports = []
     for row in rows(args.shrink):
         work = Work(row.kind, row.side, row.side, row.batch, row.scale, device, args.threads)
+        work = replace(work, channels=row.channels, level=row.level)
         title = row.network['type']
-        variants = Variant(title, row.network, ours, dtype=row.dtype), Variant(f'{title}Reference', row.network, theirs)
+        variant = Variant(title, row.network, ours, dtype=row.dtype, constant_weights=row.constant_weights)
+        variants = variant, Variant(f'{title}Reference', row.network, theirs)
         # A row has a process of its own: what ran before decides how malloc serves what comes next.
         with ProcessPoolExecutor(1, mp_context=get_context('spawn')) as fresh:
             report = fresh.submit(compare, *variants, work, args.repeats, args.memory).result()

@@ -56,6 +56,20 @@ def test_a_training_step_is_compared_with_the_calibration(tmp_path):
     assert numbers['ours']['dtype'] == 'bf16' and numbers['other']['title'] == 'calibration'
 
 
+def test_a_network_that_is_told_a_level_is_compared_as_a_sampler_calls_it(tmp_path):
+    options = {'in_channel': 6, 'inner_channel': 8, 'norm_groups': 4, 'channel_mults': [1, 2], 'attn_res': [],
+               'res_blocks': 1}  # fmt: skip
+    for kind, reference, level in (('SR3UNet', 'SR3Reference', '0.3'), ('DDPMUNet', 'DDPMReference', '700')):
+        file = tmp_path / f'{kind}.json'
+        benchmark('network', '--arch', kind, '--options', json.dumps(options), '--size', '16x24', '--level', level,
+                  '--constant-weights', '--against', f'{ROOT}/tests/oracles/sr3_unet_reference.py:{reference}',
+                  '--repeats', '1', '--threads', '1', '--device', 'cpu', '--json', str(file))  # fmt: skip
+        numbers = json.loads(file.read_text())
+        check(numbers, memory=True)
+        assert (numbers['work']['channels'], numbers['work']['level']) == (6, float(level))
+        assert numbers['difference']['max'] < 1e-4 < numbers['difference']['largest_value']
+
+
 def test_the_whole_restore_path_is_measured_with_its_tiles(tmp_path):
     numbers = report(tmp_path, 'restore', '--tile', '12', '--overlap', '4', '--against', 'plain', '--no-memory')
     check(numbers, memory=False)
@@ -78,6 +92,10 @@ def test_the_peak_grows_with_the_image_and_not_with_the_libraries():
     ('system', 'targets'),
     [
         ('atd', {('ATD_light_SRx4', 'forward', 'fp32'): (0.4, 0.6), ('ATD_SRx4', 'forward', 'bf16'): (0.5, None)}),
+        (
+            'sr3',
+            {('sr_sr3_16_128', 'forward', 'fp32'): (0.85, None), ('sr_sr3_64_512', 'forward', 'bf16'): (0.5, None)},
+        ),
         ('d2c', {('D2C_SRx4', 'forward', 'fp32'): (0.75, 0.6), ('D2C_SRx4', 'forward', 'bf16'): (0.4, None)}),
     ],
 )
@@ -85,7 +103,8 @@ def test_the_table_of_a_system_has_a_row_for_every_target(system, targets, tmp_p
     text = benchmark(system, '--shrink', '--repeats', '1', '--threads', '1', '--device', 'cpu', '--no-memory', '--json',
                      str(tmp_path / 'table.json'))  # fmt: skip
     reports = json.loads((tmp_path / 'table.json').read_text())
-    rows = [line for line in text.splitlines() if line.startswith(f'| {system.upper()}')]
+    beginning = '| sr_sr3' if system == 'sr3' else f'| {system.upper()}'
+    rows = [line for line in text.splitlines() if line.startswith(beginning)]
     assert len(rows) == len(reports) == 6
     found = {(r['title'], r['work']['kind'], r['ours']['dtype']): (*r['target'].values(),) for r in reports}
     assert targets.items() <= found.items()
