@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-BEST_QUALITY = 99.5  # 100 would divide by steps of 0
+BEST_QUALITY = 99.99  # 100 would divide by steps of 0; S3Diff draws up to there
 TO_LUMA = (0.299, 0.587, 0.114)
 TO_CHROMA = ((-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0.081312))  # Cb, Cr
 FROM_CHROMA = ((0.0, 1.402), (-0.344136, -0.714136), (1.772, 0.0))  # R, G, B; luma is added to each
@@ -58,7 +58,7 @@ class DiffJPEG(nn.Module):
             self.register_buffer(name, torch.tensor(table, dtype=torch.float32), persistent=False)
 
     def forward(self, image: Tensor, quality: Tensor | float) -> Tensor:
-        """Compress each sample at its quality, (b,), or all at one; qualities count as within 1..99.5 (BEST_QUALITY).
+        """Compress each sample at its quality, (b,), or all at one; qualities count as within 1..99.99 (BEST_QUALITY).
 
         Neither argument is written to, and nothing waits for the device.
         """
