@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+LONG_LINE = 3000  # numbers in a line of the image from which on blocks of fewer lines are faster, as measured
 PILLOW_FILTERS = {'bicubic': Image.Resampling.BICUBIC, 'bilinear': Image.Resampling.BILINEAR}
 
 
@@ -26,11 +27,12 @@ def imresize(image: np.ndarray | Tensor, scale: float, antialiasing: bool = True
     height, width = image.shape[:2]
     channels = image.shape[2] if image.ndim == 3 else 1
     kind = antialiasing, image.dtype.str
-    lines, pixels = image.reshape(height, -1), _blocks(height, scale, 1, *kind)
+    lines = image.reshape(height, -1)
+    pixels = _blocks(height, scale, 1, *kind, 8 if lines.shape[1] < LONG_LINE else 2)
     rows = np.empty((pixels[-1][0].stop, width * channels), image.dtype)
     for made, used, weights in pixels:
         np.matmul(weights, lines[used], out=rows[made])
-    pixels = _blocks(width, scale, channels, *kind)
+    pixels = _blocks(width, scale, channels, *kind, 8 if lines.shape[1] < LONG_LINE else 4)
     resized = np.empty((len(rows), pixels[-1][0].stop), image.dtype)
     for made, used, weights in pixels:
         np.matmul(rows[:, used], weights.T, out=resized[:, made])
@@ -68,13 +70,13 @@ def _matrix(side: int, scale: float, antialiasing: bool) -> np.ndarray:
 
 
 @lru_cache(maxsize=32)
-def _blocks(side: int, scale: float, channels: int, antialiasing: bool, dtype: str) -> list[tuple]:
+def _blocks(side: int, scale: float, channels: int, antialiasing: bool, dtype: str, least: int) -> list[tuple]:
     """The matrix in parts that hold all its entries but few zeros: (places made, places used, weights).
 
     With several channels, places are those of a line of interleaved pixels: products need no transposed copies then.
     """
     places, weights = _taps(side, scale, antialiasing)
-    count, blocks = max(8, round(8 * scale)), []  # measured: smaller ones cost calls, larger ones hold more zeros
+    count, blocks = max(least, round(8 * scale)), []  # measured: smaller ones cost calls, larger ones hold more zeros
     for start in range(0, len(places), count):
         part = places[start : start + count]
         first, end = int(part.min()), int(part.max()) + 1
