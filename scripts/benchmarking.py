@@ -201,10 +201,11 @@ def _forward(net: nn.Module, lq: Tensor, variant: Variant, work: Work) -> Callab
     dtype = DTYPES[variant.dtype]
     net, lq = net.to(dtype).eval(), lq.to(dtype)
     inputs = inputs_of(lq, variant, work)
+    kept = ExitStack()
     if variant.constant_weights:
-        ExitStack().enter_context(net.constant_weights())  # for good: the network is used for nothing else
+        kept.enter_context(net.constant_weights())
 
-    def call() -> Tensor:
+    def call(kept: ExitStack = kept) -> Tensor:  # which is open as long as the function lives
         with torch.inference_mode():
             return net(*inputs)
 

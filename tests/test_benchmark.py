@@ -1,11 +1,13 @@
 """scripts/benchmark.py runs on tiny sizes and its numbers agree; how fast anything is is not tested."""
 
+import gc
 import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 ATD = {'upscale': 2, 'embed_dim': 12, 'depths': [2], 'num_heads': [2], 'window_size': 4, 'category_size': 16,
@@ -68,6 +70,23 @@ def test_a_network_that_is_told_a_level_is_compared_as_a_sampler_calls_it(tmp_pa
         check(numbers, memory=True)
         assert (numbers['work']['channels'], numbers['work']['level']) == (6, float(level))
         assert numbers['difference']['max'] < 1e-4 < numbers['difference']['largest_value']
+
+
+def test_constant_weights_stay_packed_as_long_as_the_measured_call_lives():
+    sys.path.insert(0, str(ROOT / 'scripts'))
+    from benchmarking import Variant, Work, prepared
+
+    options = {'inner_channel': 8, 'norm_groups': 4, 'channel_mults': [1], 'attn_res': []}
+    work = Work('forward', 8, 8, channels=6, level=0.5)
+    operators = []
+    for packed in (False, True):
+        call = prepared(Variant('ours', {'type': 'SR3UNet', **options}, constant_weights=packed), work)
+        gc.collect()
+        with torch.profiler.profile() as profile:
+            call()
+        operators.append({event.name for event in profile.events()})
+    name = 'mkldnn::_convolution_pointwise'
+    assert name not in operators[0] and name in operators[1]
 
 
 def test_the_whole_restore_path_is_measured_with_its_tiles(tmp_path):
