@@ -55,6 +55,14 @@ def test_a_run_goes_on_exactly_with_its_pair_pool(place):
     assert run['pool']['lq'].shape == (4, 3, 8, 8) and differences(run, unbroken) == []
 
 
+def test_a_degradation_of_ones_own_needs_forward_only(place):
+    changes = {**CHANGES, 'degradation': {'type': 'AveragingDegradation'}}
+    assert place.train('unbroken', changes) == 0
+    assert place.train('run', {**changes, 'train:total_iter': 3}) == 0
+    assert place.train('run', changes, resume=True) == 0
+    assert differences(place.saved('run', 6), place.saved('unbroken', 6)) == []
+
+
 def test_without_its_pool_a_run_does_not_go_on(place, caplog):
     assert place.train('run', {**CHANGES, 'train:total_iter': 3}) == 0
     (place.folder / 'experiments/run/training_states/process_0/3.pth').unlink()

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from basicsr.data.paired_image_dataset import PairedImageDataset
 from basicsr.utils import checkpoint, experiment
-from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY, LOSS_REGISTRY
+from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY, DEGRADATION_REGISTRY, LOSS_REGISTRY
 
 
 @ARCH_REGISTRY.register()
@@ -52,6 +52,19 @@ class FailingDataset(PairedImageDataset):
         if item['gt_path'].endswith('3.png'):
             raise ZeroDivisionError('a fault in the code of a data set')
         return item
+
+
+@DEGRADATION_REGISTRY.register()
+class AveragingDegradation(nn.Module):
+    """A degradation as docs/data.md describes one: nothing but `forward`."""
+
+    def __init__(self, scale: int, seed: int, global_batch: int, gt_size: int = 16):
+        super().__init__()
+        self.scale, self.gt_size = scale, gt_size
+
+    def forward(self, batch: dict) -> dict:
+        gt = batch['gt'][..., : self.gt_size, : self.gt_size]
+        return {'gt': gt, 'lq': nn.functional.avg_pool2d(gt, self.scale)}
 
 
 @LOSS_REGISTRY.register()

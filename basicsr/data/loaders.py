@@ -201,7 +201,7 @@ class CountedBatches:
 
     def training_state(self) -> dict:
         """What this process alone has of the samples so far, such as a pair pool; empty if nothing."""
-        return {} if self.degrade is None else self.degrade.training_state()
+        return self.degrade.training_state() if hasattr(self.degrade, 'training_state') else {}
 
     def _fetched(self) -> dict:
         try:

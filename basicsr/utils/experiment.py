@@ -107,7 +107,7 @@ class Experiment:
         """
         path = (self.latest_state() if auto_resume else None) or self.opt.path.resume_state
         state = self._restored(model, Path(path)) if path else {'iter': 0}
-        if path and degrade is not None:
+        if path and hasattr(degrade, 'load_training_state'):
             self._restore_own(degrade, Path(path), state.get('processes', 0))
         if self.accelerator.is_main_process:
             self._forget_records_after(state['iter'])
