@@ -241,7 +241,9 @@ def test_every_loss_has_a_gradient_to_g_and_d_is_left_alone_by_it(place):
         opt = load_options(place.options('run', {**ADVERSARIAL, **losses}), True)
     model = build_model(opt).prepare(build_accelerator(opt))
     g, d, lq, gt = model.nets['g'], model.nets['d'], torch.rand(2, 3, 16, 16), torch.rand(2, 3, 32, 32)
-    distances = dict(model._distances(g(lq), dict.fromkeys(model.sharpened, gt))) | {'gan': model.adversary.fool(g(lq), gt)}
+    distances = dict(model._distances(g(lq), dict.fromkeys(model.sharpened, gt))) | {
+        'gan': model.adversary.fool(g(lq), gt)
+    }
     assert distances.keys() == {'pix', 'percep', 'style', 'lpips', 'gan'}
     for name, loss in distances.items():
         g.zero_grad()
