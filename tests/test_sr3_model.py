@@ -78,8 +78,17 @@ def test_restoring_is_sampling_with_the_padded_enlargement_in_front(model):
         steps = sampler.steps_of(GaussianDiffusion(**LINEAR), model.continuous)
         draw = ImageNoise(model.context(lq)['seeds'].tolist(), (3, 16, 10))
         expected = sample(denoise, sampler, steps, draw(), draw, model.continuous)
-    assert torch.equal(sr, (expected[..., :15, :9] + 1) / 2)
+    torch.testing.assert_close(sr, (expected[..., :15, :9] + 1) / 2, atol=1e-4, rtol=0)  # its weights are packed
     assert seen[0].dtype == (torch.float32 if model.continuous else torch.int64)
+
+
+def test_what_follows_from_the_weights_is_computed_once_for_all_steps(model, monkeypatch):
+    net, calls = model.eval_net('g'), []
+    packed = type(net).constant_weights
+    monkeypatch.setattr(type(net), 'constant_weights', lambda net: calls.append(len(calls)) or packed(net))
+    with torch.no_grad():
+        model.restore(images(2))
+    assert calls == [0] and all('forward' not in vars(module) for module in net.modules())
 
 
 def test_the_condition_is_pillows_enlargement_of_eight_bits():

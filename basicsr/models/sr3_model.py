@@ -4,6 +4,7 @@ import inspect
 import logging
 import zlib
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -234,7 +235,8 @@ class SR3Model(BaseModel):
                 progress(number + 1, len(steps.alphas))
 
         denoise = self._denoiser(condition, *tiling)
-        return sample(denoise, self.sampler, steps, start, draw, self.continuous, self.clip, watch)
+        with getattr(self.eval_net('g'), 'constant_weights', nullcontext)():
+            return sample(denoise, self.sampler, steps, start, draw, self.continuous, self.clip, watch)
 
     def _denoiser(self, condition: Tensor | None, tile: int, overlap: int, batch: int) -> Callable:
         """(x, level) -> the noise in x, named in tiles of lq pixels where `tile` is not 0."""
