@@ -47,3 +47,9 @@ def test_a_checksum_in_the_table_is_checked(tmp_path, monkeypatch):
 def test_an_unknown_name_gets_the_nearest():
     with pytest.raises(UserError, match=r"did you mean 'ATD-demo_x4'\?"):
         zoo.find_model('ATD-demo_4x')
+
+
+def test_capitals_and_an_only_scale_need_not_be_given():
+    assert zoo.find_model('d2c-demo').name == zoo.find_model('D2C-DEMO_X4').name == 'D2C-demo_x4'
+    with pytest.raises(UserError, match="'atd-demo' has several scales: ATD-demo_x2, ATD-demo_x4"):
+        zoo.find_model('atd-demo')

@@ -62,8 +62,15 @@ def known_models() -> dict[str, KnownModel]:
 
 
 def find_model(name: str) -> KnownModel:
-    """The model of that name. Raises UserError with the nearest name."""
+    """The model of that name, in capitals or not; its scale may be left out where there is one only.
+
+    Raises UserError with the nearest name, or with all scales.
+    """
     models = known_models()
-    if name not in models:
+    asked, found = name.lower(), [one for one in models if one.lower() == name.lower()]
+    found = found or [one for one in models if one.lower().rpartition('_x')[0] == asked]
+    if len(found) > 1:
+        raise UserError(f'{name!r} has several scales: {", ".join(found)}')
+    if not found:
         raise UserError(f'{name!r} is not a known model; {suggestion(name, models)} (inference.py --list shows all)')
-    return models[name]
+    return models[found[0]]
