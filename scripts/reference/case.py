@@ -45,7 +45,7 @@ class Case:
     @property
     def outputs(self) -> list[str]:
         """Names of the published outputs that are stored."""
-        return [name for name in self.arrays if name not in self.inputs]
+        return [name for name in self.arrays if name not in self.inputs and not name.startswith('state:')]
 
     @property
     def weights(self) -> dict[str, Tensor]:
@@ -72,10 +72,10 @@ class Case:
 
 
 def load(path: str | Path) -> Case:
-    """The case whose JSON is at `path`; its NPZ lies beside it."""
+    """The case whose JSON is at `path`; its NPZ lies beside it, where iter's inputs are called 'in:NAME'."""
     path = Path(path)
     stored = path.with_suffix('.npz')
-    arrays = dict(np.load(stored)) if stored.exists() else {}
+    arrays = {name.removeprefix('in:'): value for name, value in np.load(stored).items()} if stored.exists() else {}
     return Case(json.loads(path.read_text(encoding='utf-8')), arrays, path.parent)
 
 
