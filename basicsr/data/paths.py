@@ -105,17 +105,19 @@ def present_names(storage: Storage, listed: Iterable[str] | None) -> tuple[list[
 
 
 def paired_names(
-    gt: Storage, lq: Storage, template: str, listed: Iterable[str] | None = None
+    gt: Storage, lq: Storage, template: str, listed: Iterable[str] | None = None, without: str | None = None
 ) -> tuple[list[tuple[str, str]], list[str]]:
     """(gt name, lq name) of every pair, sorted by gt name unless a list gives the order; what is wrong with others.
 
     The lq of `a/b.png` is `a/` + template.format('b') with any image suffix (for lists also without `a/`, as BasicSR
     has it). An image without a partner is a fault on either side, and so are two with one name but for the suffix.
-    Raises OptionError if there are no images.
+    Images whose names hold the text `without` are passed over. Raises OptionError if there are no images.
     """
     _check_template(template)
     gt_names, faults = present_names(gt, listed)
     lq_names, _ = present_names(lq, None)
+    if without is not None:
+        gt_names, lq_names = ([name for name in names if without not in name] for names in (gt_names, lq_names))
     by_stem, pairs = {_stem(name): name for name in lq_names}, []
     for name in gt_names:
         folder, _, stem = _stem(name).rpartition('/')

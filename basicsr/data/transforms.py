@@ -2,7 +2,33 @@
 
 import random
 
+import cv2
 import numpy as np
+
+from basicsr.utils.image import scaled_to_float
+
+
+def paired_random_resize(
+    lq: np.ndarray, gt: np.ndarray, gt_size: int, scale: int, rng: random.Random
+) -> tuple[np.ndarray, np.ndarray]:
+    """Both images shrunken alike, to a random height that leaves room for a square of gt_size in gt (ITER).
+
+    Draws gt's height and rounds it down to a multiple of scale. By OpenCV's cubic without antialiasing, as float32 with
+    integers' maximum at 1, and not clipped: values may leave [0, 1].
+    """
+    height, width = gt.shape[:2]
+    # The published draw begins at gt_size, with which an upright image can become too narrow for the square.
+    new = rng.randint(-(-gt_size * height // min(height, width)), height)
+    lq_height = max(new, gt_size) // scale
+    lq_width = max(gt_size // scale, round(lq.shape[1] * lq_height * scale / height))
+    return tuple(
+        cv2.resize(
+            scaled_to_float(np.ascontiguousarray(image)),
+            (lq_width * factor, lq_height * factor),
+            interpolation=cv2.INTER_CUBIC,
+        )
+        for image, factor in ((lq, 1), (gt, scale))
+    )
 
 
 def paired_random_crop(
