@@ -43,17 +43,17 @@ class Toy:
     def critic_condition(self, lq_tokens: Tensor) -> Tensor:
         return onehot(lq_tokens, TOKENS)
 
-    def critic(self, tokens: Tensor, condition: Tensor) -> Tensor:
-        self.calls.append(('critic', len(tokens)))
-        pairs = torch.cat([onehot(tokens, TOKENS), condition], 1)
+    def evaluate(self, candidate: Tensor, condition: Tensor) -> Tensor:
+        self.calls.append(('critic', len(candidate)))
+        pairs = torch.cat([onehot(candidate, TOKENS), condition], 1)
         return torch.cat([F.conv2d(pair[None], self.critic_weight, padding=1) for pair in pairs])
 
     def refine_condition(self, lq_tokens: Tensor, good: Tensor) -> Tensor:
-        return torch.cat([onehot(lq_tokens, TOKENS), 1 - good[:, None].float()], 1)
+        return torch.cat([onehot(lq_tokens, TOKENS), 1 - good[:, None]], 1)
 
-    def refine(self, tokens: Tensor, kept: Tensor, condition: Tensor) -> Tensor:
+    def refine(self, condition: Tensor, tokens: Tensor, kept: Tensor) -> Tensor:
         self.calls.append(('refiner', len(tokens)))
-        kept = kept[:, None].float()
+        kept = kept[:, None]
         pairs = torch.cat([condition, onehot(tokens, TOKENS) * kept, 1 - kept], 1)
         return torch.cat([F.conv2d(pair[None], self.refiner_weight, padding=1) for pair in pairs])
 
@@ -113,7 +113,7 @@ def test_every_image_of_a_batch_takes_the_steps_that_it_takes_alone(how, noise):
 
 def test_images_without_steps_and_evaluations_that_nothing_uses_are_not_computed():
     maps, toy = token_maps(), Toy()
-    how = Refinement(sampling='greedy', threshold=0.03)
+    how = Refinement(sampling='greedy', threshold=0.1, T=4)
     starts = refine_tokens(toy, maps, how, Greedy()).starts
     at_work = [sum(start <= step for start in starts) for step in range(how.T)]
     expected = [('critic', 5)]
@@ -249,8 +249,8 @@ def test_logits_that_are_no_numbers_are_told_by_image():
     maps, toy = token_maps(), Toy()
     refine = toy.refine
 
-    def broken(tokens: Tensor, kept: Tensor, condition: Tensor) -> Tensor:
-        logits = refine(tokens, kept, condition)
+    def broken(condition: Tensor, tokens: Tensor, kept: Tensor) -> Tensor:
+        logits = refine(condition, tokens, kept)
         logits[(condition[:, 5].sum((1, 2)) > 0)] = math.nan  # the first image alone has the last token
         return logits
 

@@ -138,17 +138,20 @@ class SeededDraws:
 
 
 class TokenNets(Protocol):
-    """The two networks; what they are told of lq's tokens is computed once. tokens (b, h, w), good and kept bool."""
+    """A critic and a refiner of maps of tokens (b, h, w); good and kept are 0 or 1.
+
+    The conditions are what they need to know of lq's tokens, the same in all steps.
+    """
 
     def critic_condition(self, lq_tokens: Tensor) -> Tensor: ...
 
-    def critic(self, tokens: Tensor, condition: Tensor) -> Tensor:
+    def evaluate(self, candidate: Tensor, condition: Tensor) -> Tensor:
         """Two logits for each token, that it is bad and that it is good: (b, 2, h, w)."""
 
     def refine_condition(self, lq_tokens: Tensor, good: Tensor) -> Tensor: ...
 
-    def refine(self, tokens: Tensor, kept: Tensor, condition: Tensor) -> Tensor:
-        """The logits of the tokens (b, n, h, w), from those that are kept."""
+    def refine(self, condition: Tensor, tokens: Tensor, kept: Tensor) -> Tensor:
+        """The logits of all tokens (b, n, h, w), from those that are kept."""
 
 
 class Refined(NamedTuple):
@@ -189,7 +192,7 @@ def refine_tokens(
     good, starts, sound = torch.zeros_like(lq_tokens, dtype=torch.bool), [0] * images, None
     condition = nets.critic_condition(lq_tokens)
     if how.adaptive:
-        logits = nets.critic(lq_tokens, condition).float()
+        logits = nets.evaluate(lq_tokens, condition).float()
         good, sound = logits.softmax(1)[:, GOOD] >= how.threshold, _finite(logits)
         starts = [first_step(counts, number) for number in good.sum((1, 2)).tolist()]
     # Those that begin first come first: in every step, the images at work are then the first ones.
@@ -199,7 +202,7 @@ def refine_tokens(
     tokens, good, condition = (part[rows] if moved else part for part in (lq_tokens, good, condition))
     sound = torch.ones_like(rows, dtype=torch.bool) if sound is None else sound[rows]
     working = sum(start < how.T for start in starts)
-    known = nets.refine_condition(tokens[:working], good[:working]) if working else None
+    known = nets.refine_condition(tokens[:working], good[:working].float()) if working else None
     tokens, kept, history = tokens.clone(), good.clone(), []
     logits, begun = None, 0
     for step, count in enumerate(counts):
@@ -208,11 +211,11 @@ def refine_tokens(
             kept[:begun] = _more_kept(kept[:begun], weights, count, draws, step, rows[:begun])
         begun = sum(start <= step for start in starts)
         if begun:
-            drawn = nets.refine(tokens[:begun], kept[:begun], known[:begun]).float()
+            drawn = nets.refine(known[:begun], tokens[:begun], kept[:begun].float()).float()
             sound[:begun] &= _finite(drawn)
             tokens[:begun] = draws.tokens(drawn / how.temp_token, step, rows[:begun])
         if begun and step + 1 < how.T:
-            logits = nets.critic(tokens[:begun], condition[:begun]).float()
+            logits = nets.evaluate(tokens[:begun], condition[:begun]).float()
             sound[:begun] &= _finite(logits)
         if keep_history:
             history.append((tokens.clone(), kept.clone()))
