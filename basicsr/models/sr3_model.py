@@ -2,7 +2,6 @@
 
 import inspect
 import logging
-import zlib
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -16,6 +15,7 @@ from torch import Tensor
 from basicsr.models.base_model import BaseModel
 from basicsr.models.diffusion import GaussianDiffusion
 from basicsr.models.diffusion_sampling import ImageNoise, Sampler, sample, snapshot_steps
+from basicsr.models.image_seeds import eight_bit, image_seeds
 from basicsr.models.restorer import pad_to_multiple
 from basicsr.utils.checkpoint import CheckpointError, network_state, read_checkpoint
 from basicsr.utils.options import Options
@@ -143,7 +143,7 @@ class SR3Model(BaseModel):
         """The seeds of the images' noise. Raises UserError if the network restores none."""
         if not self.conditional:
             raise UserError('this network makes images from noise alone and restores none: use scripts/sample.py')
-        return {'seeds': self._seeds(lq)}
+        return {'seeds': image_seeds(lq, self.seed)}
 
     def restore(
         self,
@@ -207,7 +207,7 @@ class SR3Model(BaseModel):
     ) -> Tensor:
         size = tuple(side * self.scale for side in lq.shape[-2:])
         condition = pad_to_multiple(2 * enlarged(lq, self.scale) - 1, self.multiple) if self.conditional else None
-        seeds = self._seeds(lq) if seeds is None else seeds
+        seeds = image_seeds(lq, self.seed) if seeds is None else seeds
         return _unit(self._sampled(condition, seeds.tolist(), size, tiling, progress, frames), size)
 
     def _sampled(
@@ -254,12 +254,6 @@ class SR3Model(BaseModel):
             return tiled(named, seen, 1, side, overlap * self.scale, batch).to(x.device)
 
         return denoise
-
-    def _seeds(self, lq: Tensor) -> Tensor:
-        """A seed per image, from its pixels: the same in every batch, order and process."""
-        if lq.is_meta:
-            return torch.zeros(len(lq), dtype=torch.int64)
-        return torch.tensor([self.seed + zlib.crc32(image.tobytes()) for image in _eight_bit(lq)])
 
     def _read_network(self, section: dict) -> None:
         """What the model must know of network_g, from its options. Raises OptionError for another kind of network."""
@@ -309,14 +303,8 @@ def enlarged(lq: Tensor, scale: int) -> Tensor:
     if lq.is_meta:
         return lq.new_empty(*lq.shape[:2], *(side * scale for side in lq.shape[-2:]))
     height, width = lq.shape[-2:]
-    large = np.stack([pillow_resize(image, width * scale, height * scale) for image in _eight_bit(lq)])
+    large = np.stack([pillow_resize(image, width * scale, height * scale) for image in eight_bit(lq)])
     return torch.from_numpy(large).to(lq.device).permute(0, 3, 1, 2).float() / 255
-
-
-def _eight_bit(image: Tensor) -> np.ndarray:
-    """(b, 3, h, w) in [0, 1] -> (b, h, w, 3) uint8."""
-    levels = (image.detach().float().clamp(0, 1) * 255).round().to(torch.uint8)
-    return np.ascontiguousarray(levels.permute(0, 2, 3, 1).cpu().numpy())
 
 
 def _unit(image: Tensor, size: tuple[int, int]) -> Tensor:

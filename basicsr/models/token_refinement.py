@@ -194,7 +194,8 @@ def refine_tokens(
     if how.adaptive:
         logits = nets.evaluate(lq_tokens, condition).float()
         good, sound = logits.softmax(1)[:, GOOD] >= how.threshold, _finite(logits)
-        starts = [first_step(counts, number) for number in good.sum((1, 2)).tolist()]
+        numbers = [0] * images if good.is_meta else good.sum((1, 2)).tolist()
+        starts = [first_step(counts, number) for number in numbers]
     # Those that begin first come first: in every step, the images at work are then the first ones.
     order = sorted(range(images), key=starts.__getitem__)
     rows = torch.tensor(order, device=lq_tokens.device)
