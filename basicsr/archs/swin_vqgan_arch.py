@@ -14,7 +14,7 @@ from basicsr.archs.blocks.attention import exact_type
 from basicsr.archs.blocks.autoencoder import HalvingConv, HeadsAttention, ResidualBlock, group_norm
 from basicsr.archs.blocks.codebook import VectorQuantizer
 from basicsr.archs.blocks.conv import conv3
-from basicsr.archs.blocks.published import without_copies
+from basicsr.archs.blocks.published import with_copies, without_copies
 from basicsr.archs.blocks.swin import SwinLayers, with_computed, without_computed
 from basicsr.archs.blocks.unet import EnlargingConv, fast_order
 from basicsr.utils.registry import ARCH_REGISTRY, check_arguments
@@ -100,10 +100,7 @@ class SwinVQGAN(nn.Module):
 
     def to_published(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """The state of such a network with all that a published file has, in its order."""
-        state = with_computed(self, state)
-        copy = {k.replace('decoder.', 'generator.', 1): v.clone() for k, v in state.items() if k.startswith('decoder.')}
-        codebook = {'quantize.embedding.weight': state.pop('quantize.embedding.weight')}
-        return state | copy | codebook
+        return with_copies(with_computed(self, state), COPIES)
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         codes, loss, indices = self.quantize(self.features(image))

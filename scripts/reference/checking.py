@@ -87,7 +87,7 @@ def _compared(case: Case, checker: Checker) -> Verdict:
         if not stored and name not in case.arrays:
             continue  # an output that this case does not record
         published = stored[0] if stored else case.arrays[name]
-        tolerance = case.spec['tolerance']
+        tolerance = case.spec.get('tolerance', {'atol': 0, 'rtol': 0})  # structures have none
         if isinstance(ours, Within):
             ours, tolerance = ours.value, {'atol': ours.atol, 'rtol': ours.rtol}
         error = error_in_tolerances(ours, published, tolerance)

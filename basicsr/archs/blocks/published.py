@@ -19,3 +19,17 @@ def without_copies(state: dict[str, Tensor], copies: dict[str, str]) -> dict[str
         if original not in state or not torch.equal(value, state[original]):
             raise ValueError(f'{name} should be a copy of {original}')
     return kept
+
+
+def with_copies(state: dict[str, Tensor], copies: dict[str, str]) -> dict[str, Tensor]:
+    """The inverse of without_copies; copies follow what they repeat."""
+    whole, waiting = {}, {}
+    for name, value in state.items():
+        part = next((part for part, original in copies.items() if original in f'.{name}'), None)
+        if part is None:
+            whole |= waiting
+            waiting = {}
+        else:
+            waiting[f'.{name}'.replace(copies[part], part, 1).removeprefix('.')] = value.clone()
+        whole[name] = value
+    return whole | waiting
