@@ -1,6 +1,7 @@
 """What every model shares: networks, averages, losses and optimizers by the labels of the option file."""
 
 from collections.abc import Iterable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -190,14 +191,18 @@ class BaseModel:
     def _load_pretrained(self) -> None:
         """First weights as the option file names them; the averages start from `params_ema` where the file has it."""
         for label, net in self.nets.items():
-            source = self.opt.path.pretrained.get(label)
+            source, complete = self.opt.path.pretrained.get(label), partial(self._completed, label)
             if source:
-                load_pretrained(net, source, source.param_key)
+                load_pretrained(net, source, source.param_key, complete=complete)
             train = self.opt.train
             if label in self.averaged and train is not None and train.ema_decay and label in train.optims:
                 self.averages[label] = WeightAverage(net, self.opt.train.ema_decay)
                 if source:  # what the file lacks was drawn once, by the network: the average starts from the same
-                    load_pretrained(self.averages[label].net, source, 'params_ema', like=net)
+                    load_pretrained(self.averages[label].net, source, 'params_ema', like=net, complete=complete)
+
+    def _completed(self, label: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The entries of a file of first weights, and those that it leaves to other files."""
+        return state
 
 
 def _on_cpu(net: nn.Module) -> dict[str, Tensor]:

@@ -128,7 +128,12 @@ def load_network(
 
 
 def load_pretrained(
-    net: nn.Module, source: PretrainedOptions, key: str | None, like: nn.Module | None = None, verify: bool = True
+    net: nn.Module,
+    source: PretrainedOptions,
+    key: str | None,
+    like: nn.Module | None = None,
+    verify: bool = True,
+    complete: Callable[[dict[str, Tensor]], dict[str, Tensor]] = dict,
 ) -> set[str]:
     """Load the file that an option file names into `net`; returns the names that it left as they were.
 
@@ -136,6 +141,7 @@ def load_pretrained(
         key: the entry of the file to take, such as 'params_ema'; if it is not there, the one that `source` names, then
             the network's `published_keys`, then the usual ones.
         like: where to copy entries from that the file lacks; only of use when the loading is not strict.
+        complete: adds the entries that the file leaves to others.
     """
     from basicsr.utils.download import local_path
 
@@ -145,7 +151,7 @@ def load_pretrained(
     note = published.get(key) if key in content else None
     if note and like is None:
         logger.info('%s: %s: %s', source.path, key, note)
-    state = network_state(content, key, source.path)
+    state = complete(network_state(content, key, source.path))
     missing = load_network(net, state, source.path, source.strict, note is not None)
     if like is not None and missing:
         entries = like.state_dict()
