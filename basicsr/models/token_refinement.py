@@ -208,8 +208,7 @@ def refine_tokens(
     logits, begun = None, 0
     for step, count in enumerate(counts):
         if begun:
-            weights = (logits / how.temp_mask).softmax(1)[:, GOOD]
-            kept[:begun] = _more_kept(kept[:begun], weights, count, draws, step, rows[:begun])
+            kept[:begun] = draw_kept(kept[:begun], logits / how.temp_mask, count, draws, step, rows[:begun])
         begun = sum(start <= step for start in starts)
         if begun:
             drawn = nets.refine(known[:begun], tokens[:begun], kept[:begun].float()).float()
@@ -232,9 +231,14 @@ def first_step(counts: Sequence[int], good: int) -> int:
     return next((step for step, count in enumerate(counts) if count >= good), len(counts))
 
 
-def _more_kept(kept: Tensor, weights: Tensor, count: int, draws: Draws, step: int, rows: Tensor) -> Tensor:
-    """`kept` with so many more positions that they are `count`, and at least one; none is drawn twice."""
-    return keep_more(kept, draws.ranks(weights * ~kept + LEAST_WEIGHT, step, rows), count)
+def draw_kept(kept: Tensor, logits: Tensor, count: int, draws: Draws, step: int, rows: Tensor) -> Tensor:
+    """`kept` and so many more positions that they are `count`, at least one: those of good tokens rather than others.
+
+    logits: the critic's (b, 2, h, w), divided by the temperature. No position is drawn twice, as could happen in the
+    published code where all probabilities underflow.
+    """
+    weights = logits.softmax(1)[:, GOOD] * ~kept + LEAST_WEIGHT
+    return keep_more(kept, draws.ranks(weights, step, rows), count)
 
 
 def keep_more(kept: Tensor, ranks: Tensor, count: int) -> Tensor:
