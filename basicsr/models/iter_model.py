@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from basicsr.models.base_model import BaseModel
 from basicsr.models.image_seeds import image_seeds
+from basicsr.models.iter_training import Stages, TokenTraining, check_training, with_fresh_token_nets
 from basicsr.models.token_refinement import Greedy, Refined, Refinement, SeededDraws, refine_tokens
 from basicsr.models.token_tiles import TokenTiles
 from basicsr.utils.checkpoint import CheckpointError, load_pretrained
@@ -40,8 +41,10 @@ class ITERModel(BaseModel):
         seed: of the draws: an image's own follows from it and from the image's pixels alone.
         whole_unit: extend sides that the network takes as they are too, by a whole unit, as published. The token nets
             look at all of an image, so the result without is a little another one, for less work.
+        stages, lq_pixel_grad, net_d_init_iters: how it is trained, see TokenTraining.
     """
 
+    loss_names = ('codebook', 'pixel', 'struct', 'perceptual', 'gan')
     tiles_itself = True
     maps = ('intermediate',)
 
@@ -51,10 +54,15 @@ class ITERModel(BaseModel):
         refinement: Annotated[dict, AfterValidator(checked_refinement)] | None = None,
         seed: NonNegativeInt = 0,
         whole_unit: bool = True,
+        stages: Stages = 'joint',
+        lq_pixel_grad: bool = False,
+        net_d_init_iters: NonNegativeInt = 0,
     ):
         entry = ARCH_REGISTRY.get(opt.networks['g']['type'])
         if not hasattr(entry, 'refine_condition'):
             raise OptionError(f'ITERModel works with ITER, not with {entry.__name__}', ('network_g', 'type'))
+        if opt.is_train:
+            check_training(opt, stages, lq_pixel_grad, net_d_init_iters)
         super().__init__(opt)
         net = self.nets['g']
         if net.scale != opt.scale:
@@ -64,6 +72,15 @@ class ITERModel(BaseModel):
             self.maps = ()
             if refinement is not None:
                 raise OptionError('network_g has no token nets (refine: false): nothing is refined', ('refinement',))
+        self.iteration = 0
+        self.training = TokenTraining(self, stages, lq_pixel_grad, net_d_init_iters) if opt.is_train else None
+
+    def before_step(self, iteration: int) -> None:
+        super().before_step(iteration)
+        self.iteration = iteration
+
+    def training_step(self, batch: dict) -> dict[str, Tensor]:
+        return self.training.step(batch['lq'], batch['gt'], self.iteration)
 
     def context(self, lq: Tensor) -> dict:
         """The seeds of the images' draws."""
@@ -160,6 +177,7 @@ class ITERModel(BaseModel):
         """A file of network_g with the VQGAN, which it or the file that pretrain_network_hq names holds."""
         if label != 'g':
             return state
+        state = with_fresh_token_nets(self.opt, state, self.nets['g'])
         sources, mine = self.opt.path.pretrained, self.nets['g'].vqgan.state_dict()
         path, vqgan = sources['g'].path, sources.get('hq')
         if not any(name.startswith(VQGAN) for name in state):
