@@ -18,6 +18,7 @@ import torch
 
 from basicsr.models.restorer import DTYPES, Restorer
 from basicsr.restoring import (
+    INTERMEDIATE,
     PROCESS,
     UNCERTAINTY,
     WHITE_SPREAD,
@@ -51,7 +52,7 @@ def main() -> int:
     folder = Path(args.output or Path('results/inference') / (name or Path(args.opt).stem))
     sources = find_pictures(args.input)
     jobs = plan_outputs(sources, folder, args.suffix, args.ext, args.existing)
-    maps = UNCERTAINTY if args.save_uncertainty else PROCESS if args.save_process else ()
+    maps = args.maps or ()
     check_map_files(jobs, maps)
     gt = find_partners([job.source for job in jobs], Path(args.gt)) if args.gt else {}
     prepare_folder(folder)
@@ -59,7 +60,7 @@ def main() -> int:
     try:
         rank, world = (state.process_index, state.num_processes) if state else (0, 1)
         device = state.device if state else chosen_device(args.device)
-        model = load_model(name, args.opt, args.weights, args.offline).to(device)
+        model = load_model(name, args.opt, args.weights, args.offline, args.force_yml).to(device)
         if maps:
             check_maps(model, maps)
         settings = {'tile': args.tile, 'overlap': args.overlap, 'tile_batch': args.tile_batch}
@@ -94,6 +95,14 @@ def parse_arguments() -> argparse.Namespace:
     add('-m', '--model', metavar='NAME', help=f'a model that --list shows; default: {DEFAULT_MODEL}')
     add('--opt', metavar='FILE', help='an option file that describes the model, in place of -m')
     add('--weights', metavar='FILE|URL', help='with --opt: its weights; default: those that the option file names')
+    add(
+        '--force_yml',
+        nargs='+',
+        action='extend',
+        default=[],
+        metavar='A:B=VALUE',
+        help='replace values of the option file, also of a model with a name: model:refinement:T=4 model:seed=1',
+    )
     add('--list', action='store_true', help='show the models that have names')
     add('--device', default='auto', help='auto (cuda, else mps, else cpu), or a device of torch such as cuda:1')
     add('--dtype', default='auto', choices=('auto', *DTYPES), help='auto: bf16 on a GPU that has it, else fp32')
@@ -109,18 +118,31 @@ def parse_arguments() -> argparse.Namespace:
     add('--overlap', type=int, default=32, metavar='N', help='pixels that tiles share and blend (32)')
     add('--tile-batch', type=int, default=1, metavar='N', help='tiles restored at once (1)')
     add('--self-ensemble', action='store_true', help='mean over eight flips and turns: a little better, 8x the work')
-    add(
+    shown = parser.add_mutually_exclusive_group()
+    shown.add_argument(
         '--save-uncertainty',
-        action='store_true',
+        dest='maps',
+        action='store_const',
+        const=UNCERTAINTY,
         help='models with several predictions (D2C-SR): also write NAME_uncertainty.png, the standard deviation of the'
         f' predictions, mean of the colours (black 0, white {WHITE_SPREAD:g} or more, where the picture has 0 to 1),'
         ' and NAME_weights.png, how much each of the four counts (black 0, white 1; branches 11, 12 above 21, 22)',
     )
-    add(
+    shown.add_argument(
         '--save-process',
-        action='store_true',
+        dest='maps',
+        action='store_const',
+        const=PROCESS,
         help='models that restore step by step (SR3): also write NAME_process.png, the enlarged input and about ten'
         ' states on the way to the result, row by row',
+    )
+    shown.add_argument(
+        '--save-intermediate',
+        dest='maps',
+        action='store_const',
+        const=INTERMEDIATE,
+        help='models that refine tokens (ITER): also write NAME_intermediate.png, the picture after each step, above'
+        ' what was kept for the step (white)',
     )
     add('--gt', metavar='FOLDER', help='ground truth of the same names: print PSNR and SSIM next to those of bicubic')
     add('--ext', default='auto', type=extension, help='format of the results (png, jpg, tif, ...); auto: as the input')
@@ -131,8 +153,6 @@ def parse_arguments() -> argparse.Namespace:
     args = parser.parse_args()
     if not args.list and not args.input:
         parser.error('name at least one picture, folder or glob with -i')
-    if args.save_uncertainty and args.save_process:
-        parser.error('no model has both an uncertainty and a process')
     if args.opt and args.model:
         parser.error('-m and --opt exclude each other')
     if args.weights and not args.opt:

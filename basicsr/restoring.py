@@ -44,10 +44,15 @@ class Outcome:
     bicubic: dict[str, float] = field(default_factory=dict)
 
 
-def load_model(name: str | None, option_file: str | None, weights: str | None, offline: bool) -> BaseModel:
+def load_model(
+    name: str | None, option_file: str | None, weights: str | None, offline: bool, overrides: Sequence[str] = ()
+) -> BaseModel:
     """The model of a name in models.yml, or of an option file, with its weights; on the CPU.
 
     A file of weights that holds several networks feeds each that restoring needs; one network's file feeds network_g.
+
+    Args:
+        overrides: `section:key=value` entries that replace values of the option file.
     Raises UserError.
     """
     if name is not None:
@@ -55,9 +60,9 @@ def load_model(name: str | None, option_file: str | None, weights: str | None, o
         option_file, path = str(known.option_file), known.weights_file(offline)
     else:
         path = None if weights is None else local_path(weights, offline)
-    opt = load_options(option_file, is_train=False, check_files=False)
+    opt = load_options(option_file, is_train=False, overrides=overrides, check_files=False)
     if path is not None:
-        overrides = _overrides(opt, path.resolve())
+        overrides = [*_overrides(opt, path.resolve()), *overrides]
         opt = load_options(option_file, is_train=False, overrides=overrides, check_files=False)
     for label in _needed(opt):
         if label not in opt.path.pretrained:
@@ -188,9 +193,18 @@ def process_picture(maps: Tensor) -> list[np.ndarray]:
     return [to_uint8(image_grid(maps[0].unflatten(0, (-1, 3))))]
 
 
-# What --save-uncertainty and --save-process write, NAME_WHAT.png for each name, and what makes the pictures.
-UNCERTAINTY, PROCESS = ('uncertainty', 'weights'), ('process',)
-MAP_PICTURES = {UNCERTAINTY: map_pictures, PROCESS: process_picture}
+def intermediate_picture(maps: Tensor) -> list[np.ndarray]:
+    """(1, 4 * T, h, w) -> the picture that ITER's publishers show: the image after each of T steps, above its mask."""
+    steps = maps.shape[1] // 4
+    images, masks = maps[0].split([3 * steps, steps])
+    rows = torch.cat([images.unflatten(0, (-1, 3)), masks[:, None].expand(-1, 3, -1, -1)])
+    return [to_uint8(image_grid(rows, columns=steps, padding=0))]
+
+
+# What --save-uncertainty, --save-process and --save-intermediate write, NAME_WHAT.png for each name, and what makes the
+# pictures.
+UNCERTAINTY, PROCESS, INTERMEDIATE = ('uncertainty', 'weights'), ('process',), ('intermediate',)
+MAP_PICTURES = {UNCERTAINTY: map_pictures, PROCESS: process_picture, INTERMEDIATE: intermediate_picture}
 
 
 def score_table(outcomes: Sequence[Outcome]) -> str:

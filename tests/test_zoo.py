@@ -1,7 +1,9 @@
 """The models that have names: every entry can be used, or says how to get it."""
 
 import pytest
+import torch
 
+from basicsr.restoring import load_model
 from basicsr.utils import zoo
 from basicsr.utils.download import DownloadError
 from basicsr.utils.options import load_options
@@ -15,7 +17,9 @@ def test_every_option_file_describes_the_scale_in_the_name(name):
     assert 'g' in opt.networks
 
 
-@pytest.mark.parametrize('name', [name for name, model in zoo.known_models().items() if model.page is None])
+@pytest.mark.parametrize(
+    'name', [k for k, model in zoo.known_models().items() if model.state() in ('bundled', 'missing')]
+)
 def test_bundled_weights_are_there(name):
     assert zoo.find_model(name).weights_file(offline=True).is_file()
 
@@ -53,3 +57,17 @@ def test_capitals_and_an_only_scale_need_not_be_given():
     assert zoo.find_model('d2c-demo').name == zoo.find_model('D2C-DEMO_X4').name == 'D2C-demo_x4'
     with pytest.raises(UserError, match="'atd-demo' has several scales: ATD-demo_x2, ATD-demo_x4"):
         zoo.find_model('atd-demo')
+
+
+def test_models_of_two_files_are_downloaded_both(tmp_path, monkeypatch):
+    """The published files of ITER lack its VQGAN, which has a file of its own; none is there, and downloads are off."""
+    monkeypatch.setenv('BASICSR_CACHE', str(tmp_path))
+    monkeypatch.setenv('BASICSR_OFFLINE', '1')
+    assert zoo.find_model('iter_swinvqgan').name == 'ITER_swinvqgan_x1'
+    with pytest.raises(DownloadError, match=r'releases/download/v0.1.0/ITER_x4.pth: not in the cache'):
+        load_model('ITER_x4', None, None, offline=True)
+    monkeypatch.setattr(zoo.KnownModel, 'weights_file', lambda *_: weights)
+    weights = tmp_path / 'ITER_x4.pth'
+    torch.save({'params': {'lq_encoder.model.0.bias': torch.zeros(64)}}, weights)
+    with pytest.raises(DownloadError, match=r'releases/download/v0.1.0/ITER_swinvqgan.pth: not in the cache'):
+        load_model('ITER_x4', None, None, offline=True)

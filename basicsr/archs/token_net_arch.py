@@ -8,7 +8,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from basicsr.archs.blocks.attention import exact_type
+from basicsr.archs.blocks.attention import exact_type, without_autocast
 from basicsr.archs.blocks.autoencoder import HalvingConv, HeadsAttention, ResidualBlock, group_norm
 from basicsr.archs.blocks.conv import conv3
 from basicsr.archs.blocks.swin import SwinLayers
@@ -59,7 +59,7 @@ class TokenNet(nn.Module):
         if slot is None:
             return weight.t().to(exact)
         half = self.combine.weight[:, :, 0, 0].chunk(2, 1)[slot]
-        with torch.autocast(weight.device.type, enabled=False):
+        with without_autocast(weight.device):
             return weight.t().to(exact) @ half.t().to(exact)
 
     def check_size(self, h: int, w: int) -> None:
@@ -81,7 +81,7 @@ class LogitsHead(nn.Sequential):
 def exact_conv(conv: nn.Conv2d, x: Tensor) -> Tensor:
     """A 1x1 convolution computed in float32 at least, whatever autocast says."""
     exact = exact_type(x.dtype)
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x.device):
         return F.conv2d(x.to(exact), conv.weight.to(exact), conv.bias.to(exact))
 
 

@@ -218,13 +218,13 @@ def process(nets: TokenTiles, refined: Refined, sr: Tensor) -> tuple[Tensor, Ten
 
 
 def _difference(state: dict[str, Tensor], vqgan: dict[str, Tensor]) -> str:
-    """The first entry of a VQGAN that is another in a file of network_g; '' if all are the same but for rounding."""
-    for name, value in vqgan.items():
-        other = state.get(VQGAN + name)
-        if other is None:
-            continue  # strict loading says so
-        if other.shape != value.shape:
-            return f'{VQGAN}{name} is {tuple(other.shape)}, there {tuple(value.shape)}'
-        if not torch.equal(other.to(value.dtype), value) and not torch.equal(other, value.to(other.dtype)):
-            return f'{VQGAN}{name} differs by up to {(other.float() - value.float()).abs().max():.3g}'
+    """An entry of a VQGAN that is another in a file of network_g; '' if all are the same but for rounding."""
+    # What is missing there, strict loading says.
+    pairs = {VQGAN + name: (state[VQGAN + name], value) for name, value in vqgan.items() if VQGAN + name in state}
+    for name, (there, here) in pairs.items():
+        if there.shape != here.shape:
+            return f'{name} is {tuple(there.shape)} instead of {tuple(here.shape)}'
+    for name, (there, here) in pairs.items():
+        if not torch.equal(there.to(here.dtype), here) and not torch.equal(there, here.to(there.dtype)):
+            return f'{name} differs by up to {(there.float() - here.float()).abs().max():.3g}'
     return ''

@@ -14,6 +14,12 @@ def exact_type(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
+def without_autocast(device: torch.device) -> torch.autocast:
+    """A context of computing as it is written, whatever autocast says; also on `meta`, which has no autocast."""
+    kind = device.type
+    return torch.autocast(kind if torch.amp.is_autocast_available(kind) else 'cpu', enabled=False)
+
+
 def grouped_attention(rows: Tensor, heads: int, scale: Tensor | float, bias: Tensor | None = None) -> Tensor:
     """softmax(q k^T * scale + bias) v in every group and head.
 

@@ -5,7 +5,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from basicsr.archs.blocks.attention import exact_type
+from basicsr.archs.blocks.attention import exact_type, without_autocast
 
 
 class VectorQuantizer(nn.Module):
@@ -25,7 +25,7 @@ class VectorQuantizer(nn.Module):
         nn.init.uniform_(self.embedding.weight, -1 / n_e, 1 / n_e)
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        with torch.autocast(z.device.type, enabled=False):
+        with without_autocast(z.device):
             z = z.to(exact_type(z.dtype))
             indices = self.indices(z)
             entries = self.entries(indices)
@@ -48,7 +48,7 @@ class VectorQuantizer(nn.Module):
 
     def _relative_distances(self, z: Tensor) -> Tensor:
         """Squared distances less the squared length of the pixel, which is the same for all entries."""
-        with torch.autocast(z.device.type, enabled=False):
+        with without_autocast(z.device):
             exact = exact_type(z.dtype)
             rows, entries = rearrange(z.to(exact), 'b c h w -> (b h w) c'), self.embedding.weight.to(exact)
             return torch.addmm(entries.square().sum(1), rows, entries.t(), alpha=-2)
