@@ -137,6 +137,18 @@ def test_all_tiles_draw_in_one_map_of_tokens(model):
     assert sr.shape == (2, 3, 160, 224) and torch.equal(sr[1:], Restorer(model, **settings)(lq[1:]))
 
 
+def test_large_images_are_restored_in_tiles_without_being_told():
+    model, lq = tiny_model(), images(1, 290, 12)
+    whole, tiled = Restorer(model)(lq), Restorer(model, tile=256, overlap=32)(lq)
+    model.max_size = 59
+    assert 58**2 < 290 * 12 < 59**2 and not torch.equal(whole, tiled)
+    assert torch.equal(Restorer(model)(lq), whole)
+    model.max_size = 58
+    assert torch.equal(Restorer(model)(lq), tiled)
+    model.max_size = 0
+    assert torch.equal(Restorer(model)(lq), whole)
+
+
 def test_where_networks_look_no_further_than_tiles_overlap_tiles_are_the_whole():
     """Each network is replaced by one that looks one token around."""
     torch.manual_seed(0)

@@ -18,6 +18,7 @@ from basicsr.utils.padding import extend_symmetric
 from basicsr.utils.registry import ARCH_REGISTRY, MODEL_REGISTRY, OptionError, UserError, check_arguments
 
 Progress = Callable[[int, int], None]
+TILE, OVERLAP = 256, 32  # lq pixels, where large images need tiles: as published, whose tiles see 16 more on each side
 VQGAN = 'vqgan.'  # how the names of its entries begin in a file of network_g
 
 
@@ -41,6 +42,7 @@ class ITERModel(BaseModel):
         seed: of the draws: an image's own follows from it and from the image's pixels alone.
         whole_unit: extend sides that the network takes as they are too, by a whole unit, as published. The token nets
             look at all of an image, so the result without is a little another one, for less work.
+        max_size: images of so many pixels squared, or more, are restored in tiles if none are asked for; 0 is never.
         stages, lq_pixel_grad, net_d_init_iters: how it is trained, see TokenTraining.
     """
 
@@ -54,6 +56,7 @@ class ITERModel(BaseModel):
         refinement: Annotated[dict, AfterValidator(checked_refinement)] | None = None,
         seed: NonNegativeInt = 0,
         whole_unit: bool = True,
+        max_size: NonNegativeInt = 720,
         stages: Stages = 'joint',
         lq_pixel_grad: bool = False,
         net_d_init_iters: NonNegativeInt = 0,
@@ -67,7 +70,8 @@ class ITERModel(BaseModel):
         net = self.nets['g']
         if net.scale != opt.scale:
             raise OptionError(f'should be the scale of the file, {opt.scale}', ('network_g', 'scale_factor'))
-        self.refinement, self.seed, self.whole_unit = Refinement(**(refinement or {})), seed, whole_unit
+        self.refinement, self.seed = Refinement(**(refinement or {})), seed
+        self.whole_unit, self.max_size = whole_unit, max_size
         if net.token_refine_net is None:
             self.maps = ()
             if refinement is not None:
@@ -127,6 +131,8 @@ class ITERModel(BaseModel):
         self, lq: Tensor, seeds: Tensor | None, tiling: tuple, progress: Progress | None, with_maps: bool
     ) -> Tensor:
         seeds = image_seeds(lq, self.seed) if seeds is None else seeds
+        if not tiling[0] and 0 < self.max_size**2 <= lq.shape[-2] * lq.shape[-1]:
+            tiling = TILE, OVERLAP, tiling[2]
         # For another size of batch, kernels round otherwise. A CPU, which gains nothing by batches, never does.
         size = 1 if lq.device.type == 'cpu' else len(lq)
         parts = [*zip(lq.split(size), seeds.split(size), strict=True)]

@@ -129,7 +129,7 @@ class SeededDraws:
         self.uniform = uniform.to(device)
 
     def tokens(self, logits: Tensor, step: int, rows: Tensor) -> Tensor:
-        sums = logits.softmax(1).cumsum(1)
+        sums = logits.softmax(1).cumsum_(1)
         height = self.uniform[rows, 0, step].unsqueeze(1) * sums[:, -1:]
         return (sums <= height).sum(1).clamp_(max=logits.shape[1] - 1)
 
