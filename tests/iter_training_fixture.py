@@ -90,6 +90,15 @@ def write_vqgan(folder: Path) -> Path:
     return folder / 'vqgan.pth'
 
 
+def write_tokens(folder: Path) -> Path:
+    """FOLDER/tokens.pth, what a second stage on FOLDER/vqgan.pth begins with."""
+    torch.manual_seed(2)
+    net = ARCH_REGISTRY.build(TOKENS['network_g'])
+    net.vqgan.load_state_dict(torch.load(write_vqgan(folder))['params'])
+    torch.save({'params': net.state_dict()}, folder / 'tokens.pth')
+    return folder / 'tokens.pth'
+
+
 def batch(seed: int = 0, count: int = 2, side: int = 32, scale: int = 4) -> dict[str, Tensor]:
     """A smooth gt and the mean of its squares of scale x scale pixels."""
     generator = torch.Generator().manual_seed(seed)
