@@ -8,8 +8,10 @@ degradations and of loading.
     python scripts/benchmark.py atd
     python scripts/benchmark.py d2c
     python scripts/benchmark.py sr3
+    python scripts/benchmark.py iter
     python scripts/benchmark.py data
     python scripts/benchmark.py sr3-steps --opt options/test/SR3/SR3-demo_x4.yml --crop 16 --plot docs/sr3_steps.png
+    python scripts/benchmark.py iter-steps --opt options/test/ITER/ITER_x4.yml --steps 1,2,4,8,16
 
 Both variants run in turn, on equal weights; medians count. Where other programs run, CPU time is the fairer number.
 --against is `calibration` (a fixed workload, to compare machines), `plain` (the same network in fp32 without --compile,
@@ -19,7 +21,8 @@ Peak memory is measured in a fresh process for each, on top of the network and t
 `data` compares degradations, kernels, resizing and SSIM with plain transcriptions of the published forms, and training
 from PNG files with LMDBs and packed stores; nothing needs to be downloaded.
 
-`sr3-steps` restores images with every sampler and number of steps: PSNR and SSIM on RGB, LPIPS where its weights are.
+`sr3-steps` restores images with every sampler and number of steps, `iter-steps` with every number of steps: PSNR and
+SSIM as the system is published, LPIPS where its weights are.
 """
 
 import argparse
@@ -33,8 +36,8 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / 'tests'))
 
 import torch  # noqa: E402
 from benchmarking import Variant, Work, compare, machine, peak  # noqa: E402
+from benchmarking_iter import add_steps_parser as add_iter_parser  # noqa: E402
 from benchmarking_sr3 import add_parser as add_sr3_parser  # noqa: E402
-from benchmarking_sr3 import steps_report  # noqa: E402
 
 from basicsr.utils.cli import run  # noqa: E402
 from basicsr.utils.options import load_options  # noqa: E402
@@ -52,20 +55,24 @@ def main() -> int:
         'atd': system_report,
         'd2c': system_report,
         'sr3': system_report,
+        'iter': system_report,
         'data': data_report,
-        'sr3-steps': sr3_report,
+        'sr3-steps': study_report,
+        'iter-steps': study_report,
     }.get(args.command, single_report)(args)
     if args.json:
         Path(args.json).write_text(json.dumps(content, indent=1) + '\n', encoding='utf-8')
     return 0
 
 
-def sr3_report(args: argparse.Namespace) -> dict:
-    """SR3's quality and seconds for numbers of steps, as a Markdown table and a plot."""
+def study_report(args: argparse.Namespace) -> dict:
+    """A model's quality and seconds for numbers of steps, as a Markdown table and a plot."""
+    from benchmarking_steps import steps_report
+
     if args.threads:
         torch.set_num_threads(args.threads)
     device = chosen_device(args.device)
-    return steps_report(args, device, machine(Work('restore', 0, 0, device=device)))
+    return steps_report(args.study, args, device, machine(Work('restore', 0, 0, device=device)))
 
 
 def single_report(args: argparse.Namespace) -> dict:
@@ -198,7 +205,7 @@ def parse_arguments() -> argparse.Namespace:
         command.add_argument('--compile', action='store_true')
         command.add_argument('--channels-last', action='store_true')
     systems = [commands.add_parser(name, help=f'{title} against its plain transcription: a table of the README')
-               for name, title in (('atd', 'ATD'), ('d2c', 'D2C-SR'), ('sr3', 'SR3'))]  # fmt: skip
+               for name, title in (('atd', 'ATD'), ('d2c', 'D2C-SR'), ('sr3', 'SR3'), ('iter', 'ITER'))]  # fmt: skip
     for command in systems:
         command.add_argument('--shrink', action='store_true', help='tiny networks and images, to try it out')
     for command in (network, restore, *systems):
@@ -216,6 +223,7 @@ def parse_arguments() -> argparse.Namespace:
     data.add_argument('--threads', type=int, default=1, help='of torch and OpenCV (default: 1)')
     data.add_argument('--json', metavar='FILE', help='write all numbers there')
     add_sr3_parser(commands)
+    add_iter_parser(commands)
     hidden = commands.add_parser('peak')
     hidden.add_argument('spec')
     return parser.parse_args()

@@ -37,6 +37,7 @@ class Variant:
         weights: a checkpoint; '' fills the parameters by their names, as the reference cases do.
         dtype: fp32, bf16 or fp16: of the weights in a forward pass, by autocast in training and restoring.
         constant_weights: forward passes inside the network's context of that name, as a sampler calls it.
+        model: model_type and `model` section of the option file whose model restores with the network.
     """
 
     title: str
@@ -47,6 +48,34 @@ class Variant:
     compile: bool = False
     channels_last: bool = False
     constant_weights: bool = False
+    model: dict = field(default_factory=lambda: {'model_type': 'SRModel'})
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of a system's table, and the most time and memory allowed, as parts of the transcription's in fp32.
+
+    Args:
+        sources: FILE.py:CLASS of ours and of the transcription; '' for the registered network.
+        side, width: of the image, which is square if there is no width.
+        model: see Variant; ours alone has one, a transcription restores by itself.
+    """
+
+    title: str
+    network: dict
+    sources: tuple[str, str]
+    scale: int
+    side: int
+    kind: str
+    dtype: str
+    most_time: float | None = None
+    most_memory: float | None = None
+    batch: int = 1
+    channels: int = 3
+    level: float | None = None
+    constant_weights: bool = False
+    width: int = 0
+    model: dict | None = None
 
 
 @dataclass(frozen=True)
@@ -191,6 +220,7 @@ def loaded(source: str) -> type[nn.Module]:
         raise UserError(f'--against {source}: should be `calibration`, `plain` or FILE.py:CLASS; {file!r} is no file')
     spec = importlib.util.spec_from_file_location(f'against_{Path(file).stem}', file)
     module = importlib.util.module_from_spec(spec)
+    sys.path.append(str(Path(file).resolve().parent))  # for the modules that lie beside it
     spec.loader.exec_module(module)
     if not hasattr(module, name):
         raise UserError(f'--against {source}: {file} has no {name!r}')
@@ -239,7 +269,7 @@ def _training_step(net: nn.Module, lq: Tensor, variant: Variant, work: Work) -> 
 
 def _restoring(net: nn.Module, lq: Tensor, variant: Variant, work: Work) -> Callable[[], Tensor]:
     # Any registered network makes a valid option file; the one to measure then takes its place.
-    tree = {'name': 'benchmark', 'model_type': 'SRModel', 'scale': work.scale, 'network_g': variant.network}
+    tree = {'name': 'benchmark', 'scale': work.scale, 'network_g': variant.network, **variant.model}
     model = build_model(parse_options(tree, is_train=False))
     model.nets['g'] = net.eval()
     model.to(lq.device)

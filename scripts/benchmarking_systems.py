@@ -1,14 +1,15 @@
-"""The tables of scripts/benchmark.py atd, d2c and sr3: a system's published networks against a plain transcription."""
+"""The tables of scripts/benchmark.py atd, d2c, sr3, iter: published networks against a plain transcription."""
 
 import argparse
 import sys
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 
 import torch
-from benchmarking import Variant, Work, compare
+from benchmarking import Row, Variant, Work, compare
+from benchmarking_iter import iter_rows
 from torch import Tensor, nn
 
 from basicsr.utils.options import load_options
@@ -16,24 +17,6 @@ from basicsr.utils.registry import ARCH_REGISTRY
 
 ROOT = Path(__file__).resolve().parents[1]
 ORACLES = ROOT / 'tests/oracles'
-
-
-@dataclass(frozen=True)
-class Row:
-    """What to measure, and the most time and memory allowed, as parts of the transcription's in fp32."""
-
-    title: str
-    network: dict
-    scale: int
-    side: int
-    kind: str
-    dtype: str
-    most_time: float | None = None
-    most_memory: float | None = None
-    batch: int = 1
-    channels: int = 3
-    level: float | None = None
-    constant_weights: bool = False
 
 
 class D2C(nn.Module):
@@ -78,7 +61,7 @@ D2C_SHRUNKEN = {'n_resblocks': 1, 'n_feats': 8, 'reduction': 4}
 
 
 def atd_rows(shrink: bool) -> list[Row]:
-    rows = []
+    rows, sources = [], ('', f'{ORACLES / "atd_reference.py"}:ATDReference')
     for file, side, kind, dtype, most_time, most_memory in (
         ('103_ATD_light_SRx4_finetune', 64, 'forward', 'fp32', 0.4, 0.6),
         ('103_ATD_light_SRx4_finetune', 64, 'forward', 'bf16', None, None),
@@ -90,14 +73,16 @@ def atd_rows(shrink: bool) -> list[Row]:
         opt = load_options(ROOT / 'options/train/ATD' / f'{file}.yml', True, check_files=False)
         network = {**opt.networks['g'], 'use_checkpoint': False, **(ATD_SHRUNKEN if shrink else {})}
         title = file.removesuffix('_finetune')[4:]
-        rows.append(Row(title, network, opt.scale, 16 if shrink else side, kind, dtype, most_time, most_memory))
+        side = 16 if shrink else side
+        rows.append(Row(title, network, sources, opt.scale, side, kind, dtype, most_time, most_memory))
     return rows
 
 
 def d2c_rows(shrink: bool) -> list[Row]:
     network = {'type': 'D2C', 'scale': 4, **(D2C_SHRUNKEN if shrink else {})}
+    sources = f'{__file__}:D2C', f'{__file__}:D2CTranscription'
     return [
-        Row('D2C_SRx4', network, 4, 16 if shrink else side, kind, dtype, most_time, most_memory, batch)
+        Row('D2C_SRx4', network, sources, 4, 16 if shrink else side, kind, dtype, most_time, most_memory, batch)
         for side, batch, kind, dtype, most_time, most_memory in (
             (96, 1, 'forward', 'fp32', 0.75, 0.6),
             (96, 1, 'forward', 'bf16', 0.4, None),
@@ -111,7 +96,7 @@ def d2c_rows(shrink: bool) -> list[Row]:
 
 def sr3_rows(shrink: bool) -> list[Row]:
     """One call of the network, as a sampler makes it, and on its own; the images are enlarged already."""
-    rows = []
+    rows, sources = [], ('', f'{ORACLES / "sr3_unet_reference.py"}:SR3Reference')
     for file, side, kind, dtype, packed, most_time in (
         ('sr_sr3_16_128', 128, 'forward', 'fp32', True, 0.85),
         ('sr_sr3_16_128', 128, 'forward', 'bf16', True, 0.5),
@@ -124,33 +109,28 @@ def sr3_rows(shrink: bool) -> list[Row]:
         network = {**opt.networks['g'], 'dropout': 0, **(SR3_SHRUNKEN if shrink else {})}
         side = 16 if shrink else side
         title = file if packed or kind == 'train' else f'{file}, a single call'
-        row = Row(title, network, 1, side, kind, dtype, most_time, channels=6, level=0.5, constant_weights=packed)
-        rows.append(row)
+        given = {'channels': 6, 'level': 0.5, 'constant_weights': packed}
+        rows.append(Row(title, network, sources, 1, side, kind, dtype, most_time, **given))
     return rows
 
 
-# Rows, and where ours and the transcription are: FILE.py:CLASS, or '' for the registered network.
-SYSTEMS = {
-    'atd': (atd_rows, '', f'{ORACLES / "atd_reference.py"}:ATDReference'),
-    'sr3': (sr3_rows, '', f'{ORACLES / "sr3_unet_reference.py"}:SR3Reference'),
-    'd2c': (d2c_rows, f'{__file__}:D2C', f'{__file__}:D2CTranscription'),
-}
+SYSTEMS = {'atd': atd_rows, 'd2c': d2c_rows, 'sr3': sr3_rows, 'iter': iter_rows}
 
 
 def system_reports(args: argparse.Namespace, device: str) -> list[dict]:
     """Measure a system's rows and print them as a Markdown table; a report's `target` is the most allowed."""
-    rows, ours, theirs = SYSTEMS[args.command]
     print(
         '| network | lq | work | ours | transcription | time (CPU time) | target | memory | target | max difference |'
     )
     print('|---|---|---|---|---|---|---|---|---|---|')
     reports = []
-    for row in rows(args.shrink):
-        work = Work(row.kind, row.side, row.side, row.batch, row.scale, device, args.threads)
+    for row in SYSTEMS[args.command](args.shrink):
+        work = Work(row.kind, row.side, row.width or row.side, row.batch, row.scale, device, args.threads)
         work = replace(work, channels=row.channels, level=row.level)
         title = row.network['type']
-        variant = Variant(title, row.network, ours, dtype=row.dtype, constant_weights=row.constant_weights)
-        variants = variant, Variant(f'{title}Reference', row.network, theirs)
+        ours = Variant(title, row.network, row.sources[0], dtype=row.dtype, constant_weights=row.constant_weights)
+        ours = ours if row.model is None else replace(ours, model=row.model)
+        variants = ours, Variant(f'{title}Reference', row.network, row.sources[1])
         # A row has a process of its own: what ran before decides how malloc serves what comes next.
         with ProcessPoolExecutor(1, mp_context=get_context('spawn')) as fresh:
             report = fresh.submit(compare, *variants, work, args.repeats, args.memory).result()
@@ -159,7 +139,7 @@ def system_reports(args: argparse.Namespace, device: str) -> list[dict]:
         memory = report['ratio'].get('peak_bytes')
         cells = [
             row.title,
-            f'{row.batch} of {row.side}x{row.side}',
+            f'{row.batch} of {work.height}x{work.width}',
             f'{row.kind} {row.dtype}',
             f'{report["ours"]["seconds"]:.3f} s',
             f'{report["other"]["seconds"]:.3f} s',

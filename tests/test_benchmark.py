@@ -116,6 +116,7 @@ def test_the_peak_grows_with_the_image_and_not_with_the_libraries():
             {('sr_sr3_16_128', 'forward', 'fp32'): (0.85, None), ('sr_sr3_64_512', 'forward', 'bf16'): (0.5, None)},
         ),
         ('d2c', {('D2C_SRx4', 'forward', 'fp32'): (0.75, 0.6), ('D2C_SRx4', 'forward', 'bf16'): (0.4, None)}),
+        ('iter', {('ITER_x4', 'restore', 'fp32'): (0.65, 0.6), ('ITER_x4', 'restore', 'bf16'): (0.4, None)}),
     ],
 )
 def test_the_table_of_a_system_has_a_row_for_every_target(system, targets, tmp_path):
@@ -124,7 +125,7 @@ def test_the_table_of_a_system_has_a_row_for_every_target(system, targets, tmp_p
     reports = json.loads((tmp_path / 'table.json').read_text())
     beginning = '| sr_sr3' if system == 'sr3' else f'| {system.upper()}'
     rows = [line for line in text.splitlines() if line.startswith(beginning)]
-    assert len(rows) == len(reports) == 6
+    assert len(rows) == len(reports) == (9 if system == 'iter' else 6)
     found = {(r['title'], r['work']['kind'], r['ours']['dtype']): (*r['target'].values(),) for r in reports}
     assert targets.items() <= found.items()
     assert {r['other']['dtype'] for r in reports} == {'fp32'}

@@ -67,22 +67,25 @@ def onehot(tokens: Tensor, n: int) -> Tensor:
 
 
 class TokenRefine(nn.Module):
-    def __init__(self, n_e: int, demask_net: str = 'swin'):
+    def __init__(self, n_e: int, demask_net: str = 'swin', demask_opt: dict | None = None):
         super().__init__()
         net, ch = NETS[demask_net]
-        self.token_crit_net = net(ch, n_e, 2)
-        self.token_refine_net = net(ch, n_e + 1, n_e)
+        options = {'ch': ch, **(demask_opt or {})}
+        self.token_crit_net = net(in_channels=n_e, out_ch=2, **options)
+        self.token_refine_net = net(in_channels=n_e + 1, out_ch=n_e, **options)
 
 
 class ITERReference(nn.Module):
     """The arguments are those of `ITER`; `forward` restores greedily with all evaluations, for benchmarks."""
 
-    def __init__(self, vqgan_opt: dict, scale_factor: int = 4, demask_net: str = 'swin'):
+    def __init__(
+        self, vqgan_opt: dict, scale_factor: int = 4, demask_net: str = 'swin', demask_opt: dict | None = None
+    ):
         super().__init__()
         self.n, self.scale = vqgan_opt['n_embed'], scale_factor
         self.vqgan = VQModel(**vqgan_opt)
         self.vqgan.requires_grad_(False)
-        self.token_refine_net = TokenRefine(self.n, demask_net)
+        self.token_refine_net = TokenRefine(self.n, demask_net, demask_opt)
         self.lq_encoder = LQEncoder(3, vqgan_opt['embed_dim'], self.n, int(math.log2(8 / scale_factor)))
 
     def crit(self, tokens: Tensor, lq: Tensor) -> Tensor:
@@ -132,7 +135,7 @@ class ITERReference(nn.Module):
         return Restored(image, logits, lq_tokens, probability, executed, history[-rule.T :], masks, last)
 
     def forward(self, x: Tensor) -> Tensor:
-        """With no token good all steps run, whatever the weights are."""
+        """No token is as good as the threshold wants, so all steps run, whatever the weights are."""
         return torch.cat([self.restore(one[None], Rule(threshold=1.1, gamma_type='linear')).image for one in x])
 
     def training_losses(self, x: Tensor, gt_indices: Tensor, draws: Draws) -> dict[str, Tensor]:
