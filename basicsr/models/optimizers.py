@@ -1,6 +1,7 @@
 """Optimizers and learning-rate schedules from options, stepped once per iteration, with the published numbers."""
 
 import math
+import warnings
 from collections import Counter
 from collections.abc import Iterable
 
@@ -47,7 +48,8 @@ class LearningRates:
         """Put the rates of `iteration` (counted from 1) in force; doing so again for one iteration changes nothing."""
         for scheduler in self.schedulers:
             while scheduler.last_epoch < iteration - 1:
-                scheduler.step()
+                with warnings.catch_warnings(action='ignore', category=UserWarning):  # torch's, of a network that waits
+                    scheduler.step()
         if iteration < self.warmup_iter:
             for optimizer in self.optimizers:
                 for group in optimizer.param_groups:
