@@ -136,6 +136,44 @@ def test_the_perceptual_loss_is_a_mean_over_both_kinds_of_images():
     assert 'l_refined_percep' in learn(joint, 1)[0] and 'l_refined_percep' not in learn(alone, 1)[0]
 
 
+def calls(model: BaseModel, iteration: int) -> dict[str, int]:
+    """How often each network works in a step of that iteration."""
+    net, counts = model.bare('g'), {}
+    parts = {'encoder': net.vqgan.encoder, 'decoder': net.vqgan.decoder, 'lq_encoder': net.lq_encoder}
+    if net.token_refine_net is not None:
+        parts |= {'critic': net.token_refine_net.token_crit_net, 'refiner': net.token_refine_net.token_refine_net}
+
+    def counted(name: str):
+        return lambda *_: counts.update({name: counts.get(name, 0) + 1})
+
+    handles = [part.register_forward_hook(counted(name)) for name, part in parts.items()]
+    learn(model, 1, first=iteration)
+    for handle in handles:
+        handle.remove()
+    return counts
+
+
+def test_a_step_does_nothing_twice_and_makes_no_image_that_nobody_sees():
+    """The published one calls the critic four times and decodes three images, of which one is learned from."""
+    joint, tokens = (with_all_losses(STAGES[stages], {'logger:print_freq': 2}) for stages in ('joint', 'tokens'))
+    once = {'encoder': 1, 'lq_encoder': 1}
+    refining = {'critic': 2, 'refiner': 1}
+    assert calls(joint, 1) == {**once, **refining, 'decoder': 1} and calls(joint, 2) == calls(joint, 1) | {'decoder': 2}
+    assert calls(tokens, 1) == once and calls(tokens, 2) == {**once, 'decoder': 1}
+    del joint.losses['perceptual']
+    assert calls(joint, 1) == {**once, **refining}
+
+
+@pytest.mark.parametrize('stages', STAGES)
+def test_bf16_trains_alike(stages):
+    """Up to near ties among tokens and what bf16 rounds."""
+    exact, coarse = (with_all_losses(STAGES[stages], {'train:mixed_precision': kind}) for kind in ('no', 'bf16'))
+    ours, expected = learn(coarse, 2)[-1], learn(exact, 2)[-1]
+    for name, value in expected.items():
+        assert ours[name] == pytest.approx(value, rel=0.1, abs=0.1), name
+    assert all(value.dtype == torch.float32 for value in parameters(coarse, 'g').values())
+
+
 @pytest.mark.parametrize('stages', STAGES)
 def test_showing_the_losses_of_an_image_changes_nothing_else(stages):
     """They are made for the log only, and come and go with it."""
