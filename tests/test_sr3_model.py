@@ -91,6 +91,26 @@ def test_what_follows_from_the_weights_is_computed_once_for_all_steps(model, mon
     assert calls == [0] and all('forward' not in vars(module) for module in net.modules())
 
 
+@pytest.mark.parametrize('size', [(9, 6), (5, 3)])
+def test_a_consistent_result_is_lq_when_reduced_by_pillow(size, model):
+    """Of a network that knows nothing; lq is so smooth, and so gray, that its enlargement hardly leaves [0, 1]."""
+    model.scale, lq = 3, 0.4 + 0.2 * torch.nn.functional.avg_pool2d(images(2, *size), 3, 1, 1)
+    model.sampler = Sampler('ancestral')
+    distances = []
+    for consistency in (False, True):
+        model.consistency = consistency
+        pixels = (Restorer(model)(lq) * 255).round().byte().permute(0, 2, 3, 1).numpy()
+        small = [torch.from_numpy(pillow_resize(image, size[1], size[0]).copy()) for image in pixels]
+        distances.append((torch.stack(small).permute(0, 3, 1, 2) / 255 - lq).abs().mean().item())
+    assert distances[0] > 0.2 and distances[1] < 0.02
+
+
+def test_consistency_is_for_networks_that_see_lq():
+    with pytest.raises(OptionError, match='sees no lq') as caught:
+        tiny_model(UNCONDITIONAL, model={'consistency': True})
+    assert caught.value.key == ('consistency',)
+
+
 def test_the_condition_is_pillows_enlargement_of_eight_bits():
     lq = images(2, 5, 3)
     for image, large in zip(lq, enlarged(lq, 4), strict=True):

@@ -167,6 +167,7 @@ def sample(
     continuous: bool,
     clip: bool = True,
     watch: Callable[[int, Tensor], None] | None = None,
+    correct: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
     """Images in [-1, 1] from noise.
 
@@ -178,6 +179,7 @@ def sample(
         draw: more of it; called once for each step that adds any.
         clip: clamp the image that is seen in each state; without, the large factors of the first steps diverge.
         watch: called with the number of each step done and the state after it, which must not be changed.
+        correct: what is known of the image, put into that which is seen in each state.
     """
     alphas, table = steps.alphas.tolist(), sampler.table(steps.alphas).tolist()
     state, seen_before = start, None
@@ -187,6 +189,8 @@ def sample(
         seen = torch.sub(state * (1 / alpha) ** 0.5, noise, alpha=(1 / alpha - 1) ** 0.5)
         if clip:
             seen.clamp_(-1, 1)
+        if correct:
+            seen = correct(seen).clamp_(-1, 1) if clip else correct(seen)
         state = state * weights[STATE] + seen * weights[SEEN]
         if weights[SEEN_BEFORE]:
             state.add_(seen_before, alpha=weights[SEEN_BEFORE])

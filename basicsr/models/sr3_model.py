@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from pydantic import AfterValidator, NonNegativeInt, PositiveInt
 from torch import Tensor
+from torch.nn import functional as F
 
 from basicsr.models.base_model import BaseModel
 from basicsr.models.diffusion import GaussianDiffusion
@@ -62,6 +63,9 @@ class SR3Model(BaseModel):
             for each image. Networks that are told the step draw one for each image in any case.
         uniform_in: whether the level between two steps is drawn uniformly, as published, or its square (the paper).
         clip_denoised: clamp the image seen in each state to [-1, 1].
+        consistency: in each step, give the image seen in the state what its bicubic reduction lacks to be lq (as the
+            null-space method, arXiv:2212.00490). It cures the false colours that short trainings are known for. Not as
+            published, and for lq that was made so: it puts back what noise and compression did to others.
         ema_start, ema_every: the average of train:ema_decay is a copy before iteration ema_start, and then follows in
             every ema_every-th iteration.
         compile: for restoring, torch.compile in this mode, one graph for each shape; 'reduce-overhead' and
@@ -82,16 +86,19 @@ class SR3Model(BaseModel):
         share_timestep: bool = True,
         uniform_in: Literal['level', 'alpha_bar'] = 'level',
         clip_denoised: bool = True,
+        consistency: bool = False,
         ema_start: NonNegativeInt = 0,
         ema_every: PositiveInt = 1,
         compile: Literal['default', 'reduce-overhead', 'max-autotune'] | None = None,
     ):
         self.diffusion, self.seed = GaussianDiffusion(**schedule), seed
         self.sampled = self.diffusion if val_schedule is None else GaussianDiffusion(**val_schedule)
-        self.sampler, self.clip = Sampler(**(sampler or {})), clip_denoised
+        self.sampler, self.clip, self.consistency = Sampler(**(sampler or {})), clip_denoised, consistency
         self.share_timestep, self.uniform_in = share_timestep, uniform_in
         self.ema_start, self.ema_every = ema_start, ema_every
         self._read_network(opt.networks['g'])
+        if consistency and not self.conditional:
+            raise OptionError('this network sees no lq that images could agree with', ('consistency',))
         super().__init__(opt)
         if opt.is_train and 'noise' not in opt.train.losses:
             raise OptionError("option 'noise_opt' is missing", ('train',))
@@ -208,7 +215,8 @@ class SR3Model(BaseModel):
         size = tuple(side * self.scale for side in lq.shape[-2:])
         condition = pad_to_multiple(2 * enlarged(lq, self.scale) - 1, self.multiple) if self.conditional else None
         seeds = image_seeds(lq, self.seed) if seeds is None else seeds
-        return _unit(self._sampled(condition, seeds.tolist(), size, tiling, progress, frames), size)
+        correct = agreement(lq, self.scale, self.multiple) if self.consistency else None
+        return _unit(self._sampled(condition, seeds.tolist(), size, tiling, progress, frames, correct), size)
 
     def _sampled(
         self,
@@ -218,6 +226,7 @@ class SR3Model(BaseModel):
         tiling: tuple[int, int, int],
         progress: Progress | None,
         frames: list[Tensor] | None,
+        correct: Callable[[Tensor], Tensor] | None = None,
     ) -> Tensor:
         """Padded images in [-1, 1]; what is watched on the way is appended to `frames`, unpadded, in [0, 1]."""
         steps = self.sampler.steps_of(self.sampled, self.continuous)
@@ -236,7 +245,7 @@ class SR3Model(BaseModel):
 
         denoise = self._denoiser(condition, *tiling)
         with getattr(self.eval_net('g'), 'constant_weights', nullcontext)():
-            return sample(denoise, self.sampler, steps, start, draw, self.continuous, self.clip, watch)
+            return sample(denoise, self.sampler, steps, start, draw, self.continuous, self.clip, watch, correct)
 
     def _denoiser(self, condition: Tensor | None, tile: int, overlap: int, batch: int) -> Callable:
         """(x, level) -> the noise in x, named in tiles of lq pixels where `tile` is not 0."""
@@ -296,6 +305,20 @@ class SR3Model(BaseModel):
         """Raise CheckpointError for a published file that was trained with another schedule."""
         if difference := self.diffusion.difference(state):
             raise CheckpointError(f'{name}: its noise schedule is not that of model:schedule: {difference}')
+
+
+def agreement(lq: Tensor, scale: int, multiple: int) -> Callable[[Tensor], Tensor]:
+    """A function that gives padded images in [-1, 1] what their bicubic reduction lacks to be lq (b, 3, h, w)."""
+    wanted, size = 2 * lq.float() - 1, [side * scale for side in lq.shape[-2:]]
+
+    def resized(image: Tensor, size: Sequence[int]) -> Tensor:
+        return F.interpolate(image, list(size), mode='bicubic', antialias=True)
+
+    def correct(seen: Tensor) -> Tensor:
+        lacking = wanted - resized(seen[..., : size[0], : size[1]], wanted.shape[-2:])
+        return seen + pad_to_multiple(resized(lacking, size), multiple)
+
+    return correct
 
 
 def enlarged(lq: Tensor, scale: int) -> Tensor:
