@@ -23,8 +23,10 @@ from iter_training_fixture import (
 from torch import Tensor, nn
 from training_fixture import TORCHRUN, Workplace, differences
 
+from basicsr.models import build_model
 from basicsr.models.base_model import BaseModel
 from basicsr.utils.checkpoint import CheckpointError
+from basicsr.utils.options import parse_options
 from basicsr.utils.registry import OptionError
 
 PIXEL = {'train:pixel_opt': {'type': 'L1Loss'}}
@@ -198,6 +200,13 @@ def test_the_third_stage_begins_with_a_file_of_the_second_and_refuses_another(fo
     torch.save({'params': narrow}, folder / 'tokens.pth')
     with pytest.raises(CheckpointError, match=r'missing: lq_encoder\.model\.1\.weight'):
         prepared(REFINEMENT)
+
+
+def test_restoring_needs_token_nets_in_the_file(folder):
+    names = ('model_type', 'scale', 'model', 'network_g', 'path')
+    restoring = {'name': 'tiny', 'device': 'cpu', **{name: REFINEMENT[name] for name in names}}
+    with pytest.raises(CheckpointError, match=r'missing: token_refine_net\.'):
+        build_model(parse_options(restoring, is_train=False))
 
 
 def test_a_vqgan_with_another_codebook_is_refused(folder):
