@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from basicsr.archs.blocks import unet
-from basicsr.archs.blocks.packing import packed_convolutions
+from basicsr.archs.blocks.packing import packed_weights
 from basicsr.archs.blocks.unet import EnlargingConv, norm_silu
 from basicsr.archs.sr3_unet_arch import SR3UNet, StepCode
 
@@ -273,7 +273,7 @@ def test_packed_weights_serve_any_size_order_and_type_and_leave_no_trace():
                     assert net(x, level).dtype == torch.bfloat16
         with torch.enable_grad():
             agree(gradients(net, x, level), gradients(reference, x, level), 1e-3)
-        with packed_convolutions(net):
+        with packed_weights(net):
             assert_close(net(x, level), reference(x, level), atol=2e-5, rtol=2e-5)
         assert_close(net(x, level), reference(x, level), atol=2e-5, rtol=2e-5)
     assert forwards == {name: module.forward for name, module in net.named_modules()}

@@ -1,9 +1,10 @@
 import pytest
 import torch
 from iter_arch_fixture import EXACT, agree, gradients, iter_vqgan_reference, randomised, twin
+from torch.nn import functional as F
 from torch.testing import assert_close
 
-from basicsr.archs.blocks import windows
+from basicsr.archs.blocks import swin, windows
 from basicsr.archs.blocks.swin import GatedMlp, SwinLayers, with_computed, without_computed
 
 SMALL = {'embed_dim': 6, 'swin_dim': 16, 'blk_num': 2, 'blk_depth': 3, 'window_size': 4, 'num_heads': 4}
@@ -61,14 +62,24 @@ def test_images_of_a_batch_do_not_see_one_another():
         assert_close(net(x), torch.cat([net(one[None]) for one in x]))
 
 
-def test_gates_multiply_the_hidden_channels_of_one_image_and_of_many_alike():
+def test_gates_multiply_the_hidden_channels_with_and_without_gradients():
     mlp = randomised(GatedMlp(8, 32)).to(EXACT)
     x = torch.randn(2, 5, 8, dtype=EXACT)
-    hidden = torch.nn.functional.gelu(mlp.fc1(x))
-    gates = torch.sigmoid(mlp.attn[2](torch.nn.functional.silu(mlp.attn[0](hidden.mean(1)))))
-    expected = mlp.fc2(hidden * gates[:, None])
+    hidden = F.gelu(F.linear(x, mlp.fc1.weight, mlp.fc1.bias))
+    gates = torch.sigmoid(mlp.attn[2](F.silu(mlp.attn[0](hidden.mean(1)))))
+    expected = F.linear(hidden * gates[:, None], mlp.fc2.weight, mlp.fc2.bias)
     assert_close(mlp(x), expected)
-    assert_close(mlp(x[:1]), expected[:1])
+    with torch.no_grad():
+        assert_close(mlp(x), expected)
+
+
+def test_attending_in_few_windows_at_once_equals_attending_by_kinds_of_mask(monkeypatch):
+    _, net = pair()
+    x = torch.randn(2, 6, 12, 8, dtype=EXACT)
+    with torch.no_grad():
+        at_once = net(x)
+        monkeypatch.setattr(swin, 'FEW_WINDOWS', 0)
+        agree(net(x), at_once)
 
 
 def test_autocast_stays_near():

@@ -4,6 +4,7 @@ Attribute names are those of the published checkpoints (chaofengc/ITER).
 """
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from typing import Annotated, Literal, NamedTuple
 
 from pydantic import AfterValidator, PositiveInt
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from basicsr.archs.blocks.conv import conv3
+from basicsr.archs.blocks.packing import packed_weights
 from basicsr.archs.blocks.published import with_copies, without_copies
 from basicsr.archs.blocks.swin import SwinLayers, with_computed, without_computed
 from basicsr.archs.blocks.unet import fast_order
@@ -110,6 +112,10 @@ class ITER(nn.Module):
         super().train(mode)
         self.vqgan.eval()
         return self
+
+    def constant_weights(self) -> AbstractContextManager[None]:
+        """A context for the many calls of the token nets that restore an image: see packed_weights."""
+        return nullcontext() if self.token_refine_net is None else packed_weights(self.token_refine_net)
 
     def forward(self, lq: Tensor, gt_indices: Tensor, draws: TrainingDraws) -> TokenLogits:
         """What stages II and III are trained by, for the tokens (b, h, w) of gt. `draws` is for the token nets only."""

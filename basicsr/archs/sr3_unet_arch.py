@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from basicsr.archs.blocks.attention import exact_type
-from basicsr.archs.blocks.packing import packed_convolutions
+from basicsr.archs.blocks.packing import packed_weights
 from basicsr.archs.blocks.unet import EnlargingConv, SpatialAttention, fast_order, norm_silu
 from basicsr.utils.registry import ARCH_REGISTRY
 
@@ -88,9 +88,9 @@ class NoiseUNet(nn.Module):
         return names
 
     def constant_weights(self) -> AbstractContextManager[None]:
-        """A context for many calls between which no weight changes, as a sampler's: see packed_convolutions."""
+        """A context for many calls between which no weight changes, as a sampler's: see packed_weights."""
         compiled = self._compiled_call_impl is not None  # then torch.compile has the say
-        return nullcontext() if compiled else packed_convolutions(self)
+        return nullcontext() if compiled else packed_weights(self)
 
     def forward(self, x: Tensor, level: Tensor) -> Tensor:
         h, w = x.shape[-2:]

@@ -37,14 +37,19 @@ def grouped_attention(rows: Tensor, heads: int, scale: Tensor | float, bias: Ten
 
 
 def fused_attention(rows: Tensor, heads: int, scale: Tensor | float, bias: Tensor | None) -> Tensor:
-    """grouped_attention by scaled_dot_product_attention, which never stores the logits of all groups."""
+    """grouped_attention by scaled_dot_product_attention, which never stores the logits of all groups.
+
+    Here bias may also be that of each group: (g, heads, n, n).
+    """
     q, k, v = (rearrange(part, 'g n (heads d) -> g heads n d', heads=heads) for part in rows.chunk(3, -1))
     width = q.shape[-1]
     if isinstance(scale, Tensor):
         q, scale = q * scale, 1.0
     if rows.is_cuda and width % 8:  # fused CUDA kernels want aligned heads; zeros change nothing
         q, k, v = (F.pad(part, (0, -width % 8)) for part in (q, k, v))
-    out = F.scaled_dot_product_attention(q, k, v, None if bias is None else bias[None], scale=scale)
+    out = F.scaled_dot_product_attention(
+        q, k, v, None if bias is None else bias.view(-1, *bias.shape[-3:]), scale=scale
+    )
     return rearrange(out[..., :width], 'g heads n d -> g n (heads d)')
 
 

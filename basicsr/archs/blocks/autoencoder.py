@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from basicsr.archs.blocks.conv import conv3
-from basicsr.archs.blocks.unet import fast_order, norm_silu
+from basicsr.archs.blocks.unet import convolved, fast_order
 
 
 def group_norm(dim: int) -> nn.GroupNorm:
@@ -29,7 +29,7 @@ class ResidualBlock(nn.Module):
             self.conv_out = nn.Conv2d(inputs, out, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.conv2(norm_silu(self.conv1(norm_silu(x, self.norm1)), self.norm2))
+        h = convolved(convolved(x, self.conv1, self.norm1), self.conv2, self.norm2)
         return h.add_(self.conv_out(x) if hasattr(self, 'conv_out') else x)  # no backward pass reads h
 
 

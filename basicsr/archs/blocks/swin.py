@@ -6,10 +6,11 @@ Attribute names are those of the published checkpoints.
 import torch
 from einops import rearrange
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from basicsr.archs.blocks.attention import grouped_attention
+from basicsr.archs.blocks.attention import fused_attention, grouped_attention, without_autocast
 from basicsr.archs.blocks.conv import conv3
+from basicsr.archs.blocks.linear import FusedLinear
+from basicsr.archs.blocks.unet import convolved, fast_order
 from basicsr.archs.blocks.windows import (
     relative_position_bias,
     relative_position_index,
@@ -17,6 +18,9 @@ from basicsr.archs.blocks.windows import (
     take_rows,
     window_plan,
 )
+
+# Up to so many windows it is faster to attend in all of them at once, with the masks of each, than by kinds of mask.
+FEW_WINDOWS = 16
 
 
 class SwinLayers(nn.Module):
@@ -60,10 +64,10 @@ class SwinLayers(nn.Module):
         h, w = x.shape[-2:]
         if h % self.window_size or w % self.window_size:
             raise ValueError(f'sides of Swin blocks are multiples of their window {self.window_size}, got {h}x{w}')
-        features = self.conv_in(x)
+        features = convolved(fast_order(x), self.conv_in)
         for group in self.swin_blks:
             features = group(features)
-        return self.conv_out(features) + x
+        return convolved(features, self.conv_out) + x
 
 
 class SwinGroup(nn.Module):
@@ -80,7 +84,7 @@ class SwinGroup(nn.Module):
         tokens = rearrange(x, 'b c h w -> b (h w) c').contiguous()
         for block in self.residual_group['blocks']:
             tokens = block(tokens, size)
-        return self.conv(rearrange(tokens, 'b (h w) c -> b c h w', h=size[0])) + x
+        return convolved(fast_order(rearrange(tokens, 'b (h w) c -> b c h w', h=size[0])), self.conv) + x
 
 
 class SwinBlock(nn.Module):
@@ -94,8 +98,16 @@ class SwinBlock(nn.Module):
         self.mlp = GatedMlp(dim, 4 * dim)
 
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
-        x = x + self.attn(self.norm1(x), size)
-        return x + self.mlp(self.norm2(x))
+        x = x + self.attn(layer_norm(x, self.norm1), size)
+        return x + self.mlp(layer_norm(x, self.norm2))
+
+
+def layer_norm(x: Tensor, norm: nn.LayerNorm) -> Tensor:
+    """norm(x); in the dtype of x where nothing is learned on a CPU, of whose kernels that is the faster."""
+    if x.device.type != 'cpu' or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return norm(x)
+    with without_autocast(x.device):
+        return norm(x)
 
 
 class WindowAttention(nn.Module):
@@ -107,21 +119,24 @@ class WindowAttention(nn.Module):
         self.window_size, self.shift = window_size, shift
         self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * window_size - 1) ** 2, heads))
         nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.proj = nn.Linear(dim, dim)
+        self.qkv = FusedLinear(dim, 3 * dim)
+        self.proj = FusedLinear(dim, dim)
 
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         plan = window_plan(len(x), *size, self.window_size, self.shift, x.device)
         rows = self.qkv(take_rows(x.flatten(0, 1), plan.order, plan.inverse))
         windows = rearrange(rows, '(g n) c -> g n c', n=self.window_size**2)
         bias = relative_position_bias(self.relative_position_bias_table, self.window_size)
-        parts = windows.split([count for count, _ in plan.groups])
-        out = torch.cat(
-            [
-                grouped_attention(part, self.heads, self.scale, bias if mask is None else bias + mask)
-                for part, (_, mask) in zip(parts, plan.groups)
-            ]
-        )
+        groups = plan.groups
+        if len(groups) > 1 and len(windows) <= FEW_WINDOWS and not torch.is_grad_enabled():
+            masks = [bias.new_zeros(bias.shape[1:]) if mask is None else mask for _, mask in groups]
+            masks = [mask.expand(count, 1, -1, -1) for (count, _), mask in zip(groups, masks)]
+            out = fused_attention(windows, self.heads, self.scale, (bias + torch.cat(masks)).to(windows.dtype))
+        else:
+            parts = windows.split([count for count, _ in groups])
+            biases = [bias if mask is None else bias + mask for _, mask in groups]
+            parts = [grouped_attention(part, self.heads, self.scale, own) for part, own in zip(parts, biases)]
+            out = parts[0] if len(parts) == 1 else torch.cat(parts)
         return take_rows(self.proj(out.flatten(0, 1)), plan.inverse, plan.order).view(x.shape)
 
 
@@ -134,16 +149,16 @@ class GatedMlp(nn.Module):
 
     def __init__(self, dim: int, hidden: int):
         super().__init__()
-        self.fc1 = nn.Linear(dim, hidden)
-        self.fc2 = nn.Linear(hidden, dim)
+        self.fc1 = FusedLinear(dim, hidden, gelu=True)
+        self.fc2 = FusedLinear(hidden, dim)
         self.attn = nn.Sequential(nn.Linear(hidden, hidden // 16), nn.SiLU(), nn.Linear(hidden // 16, hidden))
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.gelu(self.fc1(x))
-        gates = self.attn(x.mean(1)).sigmoid()
-        if len(x) > 1:
-            return self.fc2(x * gates[:, None])
-        return F.linear(x, self.fc2.weight * gates, self.fc2.bias)  # a weight is smaller than the hidden tokens
+        x = self.fc1(x)
+        means = x.mean(1)
+        with without_autocast(x.device):  # it would turn more weights into bfloat16 than it multiplies numbers
+            gates = self.attn(means.to(self.fc1.weight.dtype)).sigmoid().to(x.dtype)[:, None]
+        return self.fc2(x * gates if torch.is_grad_enabled() else x.mul_(gates))
 
 
 # ---- entries of published files that are computed here

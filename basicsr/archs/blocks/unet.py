@@ -6,6 +6,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from basicsr.archs.blocks.attention import exact_type
+from basicsr.archs.blocks.winograd import repays, winograd
 
 # Pixels of the small image (of all images of a batch) above which folding a kernel costs less than it saves: measured
 # on a CPU for 64 to 1024 channels. On CUDA nothing was measured, so there the formula is followed.
@@ -30,8 +31,19 @@ def norm_silu(x: Tensor, norm: nn.GroupNorm) -> Tensor:
     if torch.compiler.is_compiling():
         return F.silu(norm(x))
     if not torch.is_grad_enabled():
+        if x.device.type == 'cpu' and x.dtype == torch.bfloat16:  # autocast would compute, and store, in float32
+            shape = len(x), x.shape[1], x[0, 0].numel(), norm.num_groups
+            x = torch.native_group_norm(_dense(x), norm.weight, norm.bias, *shape, norm.eps)[0]
+            return F.silu(x, inplace=True)
         return F.silu(norm(x), inplace=True).to(x.dtype)
     return NormSilu.apply(x, norm.weight, norm.bias, norm.num_groups, norm.eps)
+
+
+def convolved(x: Tensor, conv: nn.Conv2d, norm: nn.GroupNorm | None = None) -> Tensor:
+    """conv(x), or conv(silu(norm(x))), of a 3x3 convolution that keeps the size."""
+    if repays(x, conv):
+        return winograd(x, conv, norm=norm)
+    return conv(x if norm is None else norm_silu(x, norm))
 
 
 class NormSilu(torch.autograd.Function):
@@ -90,6 +102,8 @@ class EnlargingConv(nn.Module):
         self.conv = nn.Conv2d(dim, dim, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
+        if repays(x, self.conv, enlarges=True):
+            return winograd(x, self.conv, enlarges=True)
         x = fast_order(x, 2)
         if not self.folds(x):
             return self.conv(F.interpolate(x, scale_factor=2.0, mode='nearest'))
