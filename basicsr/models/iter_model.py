@@ -1,6 +1,7 @@
 """ITER: the tokens of a sharp image, named from lq, then judged and refined step by step."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Annotated
 
 import torch
@@ -154,7 +155,8 @@ class ITERModel(BaseModel):
         if nets.refine_condition is not None:
             how, shape = self.refinement, (self.refinement.T, *tokens.shape[1:])
             draws = Greedy() if how.sampling == 'greedy' else SeededDraws(seeds, shape, lq.device)
-            refined = refine_tokens(nets, tokens, how, draws, with_maps, lambda done, _: report(1 + done))
+            with getattr(nets.net, 'constant_weights', nullcontext)():
+                refined = refine_tokens(nets, tokens, how, draws, with_maps, lambda done, _: report(1 + done))
             tokens, sound = refined.tokens, sound & refined.sound
         sr = nets.decode(tokens)
         if with_maps:
