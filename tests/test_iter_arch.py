@@ -116,6 +116,26 @@ def test_as_many_tokens_are_hidden_as_the_rate_says_and_one_at_least():
     assert all(noise[i][mask[i] == 1].min() > noise[i][mask[i] == 0].max() for i in (1, 2))
 
 
+@pytest.mark.parametrize('kind', NARROW)
+def test_token_nets_give_the_same_with_packed_weights(kind):
+    net = randomised(ITER(**SMALL | {'demask_net': kind, 'demask_opt': NARROW[kind]}))
+    tokens = batch()[1]
+    with torch.no_grad():
+        condition = net.critic_condition(tokens)
+        expected = net.evaluate(tokens, condition)
+        for precise in (True, False):
+            with torch.autocast('cpu', torch.bfloat16, enabled=not precise), net.constant_weights():
+                for _ in range(2):  # the first call packs
+                    error = (net.evaluate(tokens, condition) - expected).abs().max() / expected.abs().max()
+                    assert error < (1e-4 if precise else 0.1)
+        assert torch.equal(net.evaluate(tokens, condition), expected)
+
+
+def test_without_token_nets_there_is_nothing_to_pack():
+    with ITER(**SMALL | {'refine': False}).constant_weights():
+        pass
+
+
 # ---- the LQ encoder
 
 
