@@ -115,7 +115,8 @@ def image_losses(losses: Mapping[str, nn.Module], image: Tensor, gt: Tensor) -> 
 
 def with_fresh_token_nets(opt: Options, state: dict[str, Tensor], net: nn.Module) -> dict[str, Tensor]:
     """The entries of a file; if the third stage begins with one of the second, those of `net` for its token nets."""
-    if not opt.is_train or opt.model.get('stages') != 'refinement' or any(name.startswith(TOKEN_NETS) for name in state):
+    begins = opt.is_train and opt.model.get('stages') == 'refinement'
+    if not begins or any(name.startswith(TOKEN_NETS) for name in state):
         return state
     return state | {name: value for name, value in net.state_dict().items() if name.startswith(TOKEN_NETS)}
 
