@@ -122,7 +122,7 @@ def test_maps_that_a_model_does_not_have_are_refused(folder, monkeypatch, capfd)
     status, text = call(monkeypatch, capfd, inference.main, *command, '--save-uncertainty')
     assert status == 2 and 'SR3Model has no maps called uncertainty, weights: its maps are process' in text
     status, text = call(monkeypatch, capfd, inference.main, *command, '--save-uncertainty', '--save-process')
-    assert status == 2 and 'no model has both' in text
+    assert status == 2 and 'argument --save-process: not allowed with argument --save-uncertainty' in text
 
 
 def test_an_unconditional_network_restores_nothing_and_says_what_to_use(folder, monkeypatch, capfd):
