@@ -265,13 +265,19 @@ def _check_scheduler(section: dict) -> None:
     registry.SCHEDULER_REGISTRY.build(section, optimizer=optimizer)
 
 
+def optimizer_names() -> list[str]:
+    """The classes of torch.optim."""
+    import torch
+
+    classes = {name: value for name, value in vars(torch.optim).items() if isinstance(value, type)}
+    return sorted(name for name in classes if name[0].isupper() and name != 'Optimizer')
+
+
 def optimizer_class(name: Any) -> type:
     """An optimizer of torch.optim, or of the optional package pytorch_optimizer, by its class name."""
     import torch
 
-    names = [
-        n for n in dir(torch.optim) if isinstance(getattr(torch.optim, n), type) and n[0].isupper() and n != 'Optimizer'
-    ]
+    names = optimizer_names()
     if name in names:
         return getattr(torch.optim, name)
     try:
