@@ -2,10 +2,10 @@
 
 import re
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from basicsr.archs.blocks.spectral import SpectralConv2d
 from basicsr.utils.registry import ARCH_REGISTRY
 
 
@@ -25,14 +25,14 @@ class UNetDiscriminatorSN(nn.Module):
         f = num_feat
         self.skip_connection = skip_connection
         self.conv0 = nn.Conv2d(num_in_ch, f, 3, padding=1)
-        self.conv1 = SpectralConv2d(f, 2 * f, 4, stride=2)
-        self.conv2 = SpectralConv2d(2 * f, 4 * f, 4, stride=2)
-        self.conv3 = SpectralConv2d(4 * f, 8 * f, 4, stride=2)
-        self.conv4 = SpectralConv2d(8 * f, 4 * f, 3)
-        self.conv5 = SpectralConv2d(4 * f, 2 * f, 3)
-        self.conv6 = SpectralConv2d(2 * f, f, 3)
-        self.conv7 = SpectralConv2d(f, f, 3)
-        self.conv8 = SpectralConv2d(f, f, 3)
+        self.conv1 = SpectralConv2d(f, 2 * f, 4, stride=2, padding=1, bias=False)
+        self.conv2 = SpectralConv2d(2 * f, 4 * f, 4, stride=2, padding=1, bias=False)
+        self.conv3 = SpectralConv2d(4 * f, 8 * f, 4, stride=2, padding=1, bias=False)
+        self.conv4 = SpectralConv2d(8 * f, 4 * f, 3, padding=1, bias=False)
+        self.conv5 = SpectralConv2d(4 * f, 2 * f, 3, padding=1, bias=False)
+        self.conv6 = SpectralConv2d(2 * f, f, 3, padding=1, bias=False)
+        self.conv7 = SpectralConv2d(f, f, 3, padding=1, bias=False)
+        self.conv8 = SpectralConv2d(f, f, 3, padding=1, bias=False)
         self.conv9 = nn.Conv2d(f, 1, 3, padding=1)
 
     @staticmethod
@@ -56,32 +56,6 @@ class UNetDiscriminatorSN(nn.Module):
         up = leaky(self.conv6(doubled(up)))
         up = up + down0 if self.skip_connection else up
         return self.conv9(leaky(self.conv8(leaky(self.conv7(up)))))
-
-
-class SpectralConv2d(nn.Module):
-    """A convolution without bias whose weight is divided by its largest singular value (Miyato et al., 1802.05957).
-
-    `weight_u` and `weight_v` approach the singular vectors by one power iteration per training forward. The entries
-    have the names of torch's classic hook, which published checkpoints contain.
-    """
-
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1):
-        super().__init__()
-        self.stride = stride
-        weight = nn.Conv2d(in_channels, out_channels, kernel_size, bias=False).weight
-        self.weight_orig = nn.Parameter(weight.detach())
-        self.register_buffer('weight_u', F.normalize(torch.randn(out_channels), dim=0))
-        self.register_buffer('weight_v', F.normalize(torch.randn(weight[0].numel()), dim=0))
-
-    def forward(self, x: Tensor) -> Tensor:
-        matrix = self.weight_orig.flatten(1)
-        if self.training:
-            with torch.no_grad():
-                self.weight_v.copy_(F.normalize(matrix.mT @ self.weight_u, dim=0, eps=1e-12))
-                self.weight_u.copy_(F.normalize(matrix @ self.weight_v, dim=0, eps=1e-12))
-        # Copies, because the next forward changes the buffers before this one's backward pass has read them.
-        largest = self.weight_u.clone() @ (matrix @ self.weight_v.clone())
-        return F.conv2d(x, self.weight_orig / largest, stride=self.stride, padding=1)
 
 
 def leaky(x: Tensor) -> Tensor:
