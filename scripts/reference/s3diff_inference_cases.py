@@ -1,12 +1,16 @@
 """Cases of `s3diff` about restoring: input preparation, tiles, colours, the text encoder."""
 
 import re
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
+from basicsr.models.prompts import text_encoder
 from basicsr.utils.color_fix import adain_fix, lowest_band, wavelet_fix
 from reference.case import Case
 from reference.checking import checks
@@ -27,6 +31,20 @@ def colors(case: Case) -> Iterator[tuple]:
     target, source = (one[None].float() / 255 for one in stored)
     for name, fixed in (('wavelet8', wavelet_fix(target, source, levels)), ('adain8', adain_fix(target, source))):
         yield name, truncated(fixed[0].clamp(0, 1) * 255, torch.as_tensor(case.arrays[name]))
+
+
+@checks('s3diff', 'CLIPTextModel')
+def text(case: Case) -> Iterator[tuple]:
+    """Weights by the names of the published file, through a folder as users have it."""
+    import transformers
+
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder) / 'text_encoder'
+        place.mkdir()
+        transformers.CLIPTextConfig(**case.args).save_pretrained(place)
+        save_file(case.weights, place / 'model.safetensors', {'format': 'pt'})
+        with torch.no_grad():
+            yield 'last_hidden', text_encoder(place)(torch.as_tensor(case.inputs['ids'])).last_hidden_state
 
 
 def mapped(case: Case, name: str) -> Tensor:
