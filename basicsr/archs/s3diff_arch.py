@@ -56,7 +56,7 @@ class Modulation(NamedTuple):
 
 def cumulative_alphas(start: float = 0.00085, end: float = 0.012, steps: int = 1000) -> Tensor:
     """abar of each step in float32, for betas whose roots are equally spaced from those of start to end."""
-    betas = torch.linspace(start**0.5, end**0.5, steps, dtype=torch.float32).square()
+    betas = torch.linspace(start**0.5, end**0.5, steps, dtype=torch.float32, device='cpu').square()
     return (1 - betas).cumprod(0)
 
 
@@ -212,8 +212,9 @@ class S3Diff(nn.Module):
             self.add_module(f'{part}_fuse_mlp', _start_small(fresh))
 
     def load_base(self, part: Literal['unet', 'vae'], state: Mapping[str, Tensor]) -> None:
-        """Take SD-Turbo's weights of a part, by diffusers' names; the tensors are used as they are, not copied.
+        """Take SD-Turbo's weights of a part, by diffusers' names; before the file that has the trained conv_in.
 
+        The tensors become the network's own where their type and device are, but for conv_in.
         Raises ValueError with the first names that are missing, unexpected or of another shape.
         """
         net = self.get_submodule(part)
@@ -226,7 +227,8 @@ class S3Diff(nn.Module):
             'of another shape': {k for k in mine.keys() & entries.keys() if mine[k].shape != entries[k].shape},
         }
         if any(faults.values()):
-            listed = '; '.join(f'{len(f)} {what}: {", ".join(sorted(f)[:10])}' for what, f in faults.items() if f)
+            shown = {what: sorted(name.replace('.base_layer.', '.') for name in f) for what, f in faults.items() if f}
+            listed = '; '.join(f'{len(names)} {what}: {", ".join(names[:10])}' for what, names in shown.items())
             raise ValueError(f'this is not the {part} of this configuration: {listed}')
         for name, value in entries.items():
             entries[name] = value.to(mine[name]) if mine[name].device.type != 'meta' else value.to(mine[name].dtype)
@@ -246,6 +248,11 @@ class S3Diff(nn.Module):
                 raise ValueError(f'rank_{part} is {ranks[part]} in the file and {rank} here; leave it out to take any')
         self.set_ranks(**ranks)
         return flat
+
+    @staticmethod
+    def is_published(content: Mapping) -> bool:
+        """Whether this is the content of an s3diff.pkl, which from_published reads as a whole."""
+        return s3diff_file.is_published(content)
 
     @staticmethod
     def to_published(state: Mapping[str, Tensor]) -> dict[str, Any]:

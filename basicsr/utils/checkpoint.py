@@ -100,7 +100,7 @@ def load_network(
     Where a network's `published_keys` name the entries of a file that hold the publisher's layout, no other is
     converted: `published` says that this is one.
     Not strict: entries that are missing, unknown or of another shape are left out. The network's `optional_entries`
-    are names that it takes but does not keep.
+    are names that it takes but does not keep; where it has `own_names()`, files need not hold its other entries.
     Raises CheckpointError with the first ten missing, unexpected and mis-shaped names.
     """
     if hasattr(net, 'from_published') and (published or not hasattr(net, 'published_keys')):
@@ -110,8 +110,9 @@ def load_network(
             raise CheckpointError(f'{name}: {error}') from None
     mine = net.state_dict()
     misshaped = [k for k in state if k in mine and state[k].shape != mine[k].shape]
-    optional = getattr(net, 'optional_entries', ())
-    missing, unexpected = [k for k in mine if k not in state], [k for k in state if k not in (*mine, *optional)]
+    needed = net.own_names() if hasattr(net, 'own_names') else mine
+    known = {*mine, *getattr(net, 'optional_entries', ())}
+    missing, unexpected = [k for k in mine if k in needed and k not in state], [k for k in state if k not in known]
     if strict and (missing or unexpected or misshaped):
         shapes = [f'{k} {tuple(state[k].shape)} instead of {tuple(mine[k].shape)}' for k in misshaped]
         raise CheckpointError(
@@ -139,7 +140,8 @@ def load_pretrained(
 
     Args:
         key: the entry of the file to take, such as 'params_ema'; if it is not there, the one that `source` names, then
-            the network's `published_keys`, then the usual ones.
+            the network's `published_keys`, then the usual ones. A file that the network's `is_published` recognises is
+            given to its `from_published` as it is.
         like: where to copy entries from that the file lacks; only of use when the loading is not strict.
         complete: adds the entries that the file leaves to others.
     """
@@ -151,7 +153,8 @@ def load_pretrained(
     note = published.get(key) if key in content else None
     if note and like is None:
         logger.info('%s: %s: %s', source.path, key, note)
-    state = complete(network_state(content, key, source.path))
+    whole = hasattr(net, 'is_published') and net.is_published(content)
+    state = complete(content if whole else network_state(content, key, source.path))
     missing = load_network(net, state, source.path, source.strict, note is not None)
     if like is not None and missing:
         entries = like.state_dict()
