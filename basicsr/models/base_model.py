@@ -28,6 +28,7 @@ class BaseModel:
     training_only: tuple[str, ...] = ('d',)  # networks that restoring does not need
     always_trained: tuple[str, ...] = ('g',)  # networks that every training needs an optimizer for
     averaged: tuple[str, ...] = ('g',)  # networks that ema_decay averages, where they are trained
+    unsaved: tuple[str, ...] = ()  # networks that are never trained, of which checkpoints have no copy
     size_multiple = 1
     tiles_itself = False  # restore is given whole images, and the tiles to work in (see Restorer)
     maps: tuple[str, ...] = ()  # what `restore_with_maps` gives beside the image
@@ -154,7 +155,7 @@ class BaseModel:
     def networks(self) -> dict[str, dict[str, dict[str, Tensor]]]:
         """What a checkpoint holds of each network: {label: {'params': ..., 'params_ema': ...}}, tensors on the CPU."""
         contents = {}
-        for label in self.nets:
+        for label in (one for one in self.nets if one not in self.unsaved):
             contents[label] = {'params': _on_cpu(self.bare(label))}
             if label in self.averages:
                 contents[label]['params_ema'] = _on_cpu(self.averages[label].net)
@@ -206,4 +207,7 @@ class BaseModel:
 
 
 def _on_cpu(net: nn.Module) -> dict[str, Tensor]:
-    return {name: value.detach().cpu() for name, value in net.state_dict().items()}
+    """The entries of a network, its own ones if it has others that belong to another file."""
+    entries = net.state_dict()
+    names = net.own_names() if hasattr(net, 'own_names') else entries
+    return {name: value.detach().cpu() for name, value in entries.items() if name in names}
