@@ -7,18 +7,25 @@ the published checkpoint.pkl (MegEngine, BGR), from our two files, and back to t
 python scripts/convert_checkpoint.py checkpoint.pkl d2c_x4.safetensors
 python scripts/convert_checkpoint.py net_g_latest.pth d2c_x4.safetensors --fusion net_f_latest.pth
 python scripts/convert_checkpoint.py d2c_x4.safetensors checkpoint.pkl
+
+S3Diff's published s3diff.pkl becomes flat names, as in our own files, and either becomes an s3diff.pkl again:
+python scripts/convert_checkpoint.py s3diff.pkl s3diff.safetensors
+python scripts/convert_checkpoint.py net_g_latest.pth s3diff.pkl
 """
 
 import argparse
+import io
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import torch
 from safetensors.torch import save
 from torch import Tensor
 
+from basicsr.archs.blocks import s3diff_file
 from basicsr.archs.d2c_arch import D2CBranches, D2CFusion
 from basicsr.utils.checkpoint import has_part, network_state, read_checkpoint, write_atomically
 from basicsr.utils.cli import run
@@ -31,7 +38,9 @@ D2C = {'g': D2CBranches, 'f': D2CFusion}
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('source', type=Path, help='a .pth, .pt, .pkl or .safetensors file')
-    parser.add_argument('target', type=Path, help='the .safetensors file to write, or .pkl for D2C-SR as published')
+    parser.add_argument(
+        'target', type=Path, help='the .safetensors file to write, or .pkl for D2C-SR or S3Diff as published'
+    )
     parser.add_argument('--key', default='params_ema', help='which entry of the file to take (params_ema, else params)')
     parser.add_argument('--fusion', type=Path, metavar='FILE', help="D2C-SR: network_f's file; source has network_g")
     parser.add_argument('--half', action='store_true', help='floating-point tensors in half precision')
@@ -63,6 +72,11 @@ def main() -> int:
 def read_parts(source: Path, key: str, fusion: Path | None) -> dict[str, Mapping[str, Tensor]]:
     """State dicts of ours by the label of their network; by '' where the file holds one of whatever system."""
     content = read_checkpoint(source)
+    if s3diff_file.is_published(content):
+        try:
+            return {'': s3diff_file.flattened(content)}
+        except ValueError as error:
+            raise UserError(f'{source}: {error}') from None
     published = {label: next(iter(net.published_keys)) for label, net in D2C.items()}
     if fusion is not None:
         return {
@@ -78,9 +92,16 @@ def read_parts(source: Path, key: str, fusion: Path | None) -> dict[str, Mapping
 
 
 def published_pickle(parts: dict[str, Mapping[str, Tensor]], source: Path) -> bytes:
-    """D2C-SR's checkpoint.pkl: two dictionaries for BGR, biases (1, c, 1, 1)."""
+    """S3Diff's s3diff.pkl, or D2C-SR's checkpoint.pkl: two dictionaries for BGR, biases (1, c, 1, 1)."""
+    if any('.lora_A.' in name for name in parts.get('', ())):
+        try:
+            content = s3diff_file.nested(parts[''])
+        except ValueError as error:
+            raise UserError(f'{source}: {error}') from None
+        torch.save(content, written := io.BytesIO())
+        return written.getvalue()
     if parts.keys() != D2C.keys():
-        raise UserError(f'{source}: a .pkl file takes both networks of D2C-SR: name the other with --fusion')
+        raise UserError(f'{source}: a .pkl file takes both networks of D2C-SR: name the other with --fusion; or S3Diff')
     return megengine_pickle({next(iter(net.published_keys)): net.to_published(parts[k]) for k, net in D2C.items()})
 
 

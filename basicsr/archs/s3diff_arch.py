@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from basicsr.archs.blocks import s3diff_file
 from basicsr.archs.blocks.attention import exact_type, without_autocast
 from basicsr.archs.blocks.lora import LoRALayer, Projections, fold, inject
+from basicsr.archs.blocks.tiled_vae import Statistics, decode_tiled, encode_tiled
 from basicsr.utils.optional import optional
 from basicsr.utils.registry import ARCH_REGISTRY, OptionError, reject_unknown
 
@@ -155,10 +156,14 @@ class S3Diff(nn.Module):
         with without_autocast(vae.device):
             return self.projections.using([*fold(self.vae_layers, vae), *fold(self.unet_layers, unet)])
 
-    def encode(self, x: Tensor) -> Tensor:
-        """The moments of the latent of x, mean and logarithm of the variance: (n, 8, h / 8, w / 8); in `modulated`."""
+    def encode(self, x: Tensor, tile: int = 0, statistics: Statistics = 'published') -> Tensor:
+        """The moments of the latent of x, mean and logarithm of the variance: (n, 8, h / 8, w / 8); in `modulated`.
+
+        Images larger than a tile of so many pixels are encoded in such, see encode_tiled.
+        """
         vae = self.vae
-        return _exact(vae.quant_conv(vae.encoder(x.to(vae.quant_conv.weight.dtype))))
+        x = x.to(vae.quant_conv.weight.dtype)
+        return _exact(vae.quant_conv(encode_tiled(vae.encoder, x, tile, statistics)))
 
     def latent(self, moments: Tensor, noise: Tensor | None) -> Tensor:
         """The latent that the noise picks, or the mean: (n, 4, h / 8, w / 8), as the UNet takes it."""
@@ -178,11 +183,11 @@ class S3Diff(nn.Module):
         """The latent without its noise; an error of eps becomes 14.6 times as large."""
         return clean_latent(z, eps, self.abar)
 
-    def decode(self, x0: Tensor) -> Tensor:
-        """(n, 4, h, w) -> (n, 3, h * 8, w * 8) about [-1, 1], not clamped."""
+    def decode(self, x0: Tensor, tile: int = 0, statistics: Statistics = 'published') -> Tensor:
+        """(n, 4, h, w) -> (n, 3, h * 8, w * 8) about [-1, 1], not clamped; large ones in tiles of so many latents."""
         vae = self.vae
         x0 = (x0 / vae.config.scaling_factor).to(vae.post_quant_conv.weight.dtype)
-        return _exact(vae.decoder(vae.post_quant_conv(x0)))
+        return _exact(decode_tiled(vae.decoder, vae.post_quant_conv(x0), tile, statistics))
 
     def gradient_checkpointing(self, on: bool) -> None:
         """Whether the backward pass computes the blocks of the UNet and of the autoencoder again to save memory."""
@@ -194,11 +199,7 @@ class S3Diff(nn.Module):
 
     def own_names(self) -> set[str]:
         """The entries that are not SD-Turbo's, which checkpoints keep: what is trained, and W."""
-        return {
-            name
-            for name in self.state_dict()
-            if not name.startswith(('unet.', 'vae.')) or '.lora_' in name or name.startswith('unet.conv_in.')
-        }
+        return {name for name in self.state_dict() if s3diff_file.is_own(name)}
 
     def set_ranks(self, unet: int, vae: int) -> None:
         """Fresh LoRA matrices, of other ranks; before optimizers know the old ones."""

@@ -1,9 +1,10 @@
 """The published file s3diff.pkl: one dictionary of dictionaries, which we keep as flat names (s3diff.md, section 5)."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 UNET_TARGETS = (
@@ -40,7 +41,6 @@ PARTS = {
     'state_dict_unet_fuse_mlp': 'unet_fuse_mlp.',
 }
 TABLES = {'state_dict_vae_block': 'vae_block_embeddings.', 'state_dict_unet_block': 'unet_block_embeddings.'}
-MARK = 'state_dict_unet_fuse_mlp'  # an entry that no other file has
 
 
 def is_unet_target(name: str) -> bool:
@@ -69,7 +69,12 @@ def vae_row(name: str) -> int:
 
 def is_published(content: Mapping) -> bool:
     """Whether the content of a file has the publisher's layout."""
-    return MARK in content
+    return any(part in content for part in PARTS)
+
+
+def is_own(name: str) -> bool:
+    """Whether an entry of the network is not SD-Turbo's: the trained ones, and W."""
+    return not name.startswith(('unet.', 'vae.')) or '.lora_' in name or name.startswith('unet.conv_in.')
 
 
 def flattened(content: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -77,70 +82,68 @@ def flattened(content: Mapping[str, Any]) -> dict[str, Tensor]:
     known = ('unet_lora_target_modules', 'vae_lora_target_modules', 'rank_unet', 'rank_vae')
     _expect(content, (*known, *PARTS, 'w', 'state_embeddings'), 's3diff.pkl')
     _expect(content['state_embeddings'], TABLES, 'state_embeddings')
-    if {*content['unet_lora_target_modules']} != {*UNET_TARGETS}:
-        ours, theirs = {*UNET_TARGETS}, {*content['unet_lora_target_modules']}
-        raise ValueError(f'unet_lora_target_modules: layers of another kind are adapted: {_listed(ours ^ theirs)}')
+    targets = content['unet_lora_target_modules']
+    if not isinstance(targets, list | tuple) or {*map(str, targets)} != {*UNET_TARGETS}:
+        raise ValueError(f'unet_lora_target_modules should be {_listed(UNET_TARGETS)}, got {targets}')
     if content['vae_lora_target_modules'] != VAE_TARGETS:
         raise ValueError(f'vae_lora_target_modules should be {VAE_TARGETS}, got {content["vae_lora_target_modules"]}')
-    parts = [(start, content[part]) for part, start in PARTS.items()]
-    parts += [(start, content['state_embeddings'][table]) for table, start in TABLES.items()]
-    state = {'W': content['w'].detach()}
-    for start, part in parts:
-        state |= {f'{start}{name}': value.detach() for name, value in part.items()}
+    parts = {start: content[part] for part, start in PARTS.items()}
+    parts |= {start: content['state_embeddings'][table] for table, start in TABLES.items()}
+    state = {'W': content['w']}
+    for start, part in parts.items():
+        _expect(part, part, start)
+        state |= {f'{start}{name}': value for name, value in part.items()}
+    if others := [name for name, value in state.items() if not isinstance(value, Tensor)]:
+        raise ValueError(f's3diff.pkl holds something else than tensors: {_listed(others)}')
     for part, rank in ranks_of(state).items():
         if content[f'rank_{part}'] != rank:
             raise ValueError(f'rank_{part} is {content[f"rank_{part}"]}, but its matrices are of rank {rank}')
-    return state
+    return {name: value.detach() for name, value in state.items()}
 
 
 def nested(state: Mapping[str, Tensor]) -> dict[str, Any]:
     """The inverse of flattened, for torch.save. Raises ValueError for entries that s3diff.pkl cannot hold."""
+    parts = {
+        part: {name.removeprefix(start): value for name, value in state.items() if name.startswith(start)}
+        for part, start in (PARTS | TABLES).items()
+    }
+    absent = [start for part, start in (PARTS | TABLES).items() if not parts[part]] + ['W'] * ('W' not in state)
+    others = {k for k in state if k != 'W' and not (is_own(k) and k.startswith((*PARTS.values(), *TABLES.values())))}
+    for fault, found in (('lacks', absent), ('has besides', others)):
+        if found:
+            raise ValueError(f'this is not what is kept of an S3Diff: it {fault} {_listed(found)}')
+    parts = {part: {k: v.detach().to(torch.float32, copy=True) for k, v in own.items()} for part, own in parts.items()}
     ranks = ranks_of(state)
-    content: dict[str, Any] = {
+    return {
         'unet_lora_target_modules': [*UNET_TARGETS],
         'vae_lora_target_modules': VAE_TARGETS,
         'rank_unet': ranks['unet'],
         'rank_vae': ranks['vae'],
+        **{part: parts[part] for part in PARTS},
+        'w': nn.Parameter(state['W'].detach().to(torch.float32, copy=True), requires_grad=False),
+        'state_embeddings': {table: parts[table] for table in TABLES},
     }
-    taken, parts = {'W'}, {}
-    for part, start in (*PARTS.items(), *TABLES.items()):
-        names = [name for name in state if name.startswith(start)]
-        parts[part] = {name.removeprefix(start): state[name].clone() for name in names}
-        taken |= {*names}
-    absent = [part for part, entries in parts.items() if not entries] + ['W'] * ('W' not in state)
-    if absent or state.keys() - taken:
-        fault = f'no entries of {_listed(absent)}' if absent else f'unexpected {_listed(state.keys() - taken)}'
-        raise ValueError(f'this is not the state of an S3Diff: {fault}')
-    content |= {part: parts[part] for part in PARTS}
-    content['w'] = nn.Parameter(state['W'].clone(), requires_grad=False)
-    return content | {'state_embeddings': {table: parts[table] for table in TABLES}}
 
 
 def ranks_of(state: Mapping[str, Tensor]) -> dict[str, int]:
     """The ranks of the UNet's and the autoencoder's matrices by our names. Raises ValueError where there are none."""
     found = {}
     for part in ('unet', 'vae'):
-        downs = (v for k, v in state.items() if k.startswith(f'{part}.') and '.lora_A.' in k)
-        first = next(downs, None)
+        first = next((v for k, v in state.items() if k.startswith(f'{part}.') and '.lora_A.' in k), None)
         if first is None:
-            raise ValueError(f'this is not the state of an S3Diff: no low-rank matrices of its {part}')
+            raise ValueError(f'this is no S3Diff: there are no low-rank matrices of its {part}')
         found[part] = len(first)
     return found
 
 
-def _expect(content: Mapping, names: tuple | Mapping, what: str) -> None:
-    faults = (
-        ('lacks', names - content.keys() if isinstance(names, dict) else {*names} - content.keys()),
-        (
-            'has besides',
-            content.keys() - {*names},
-        ),
-    )
-    for fault, found in faults:
+def _expect(content: Any, names: Collection[str], what: str) -> None:
+    if not isinstance(content, Mapping):
+        raise ValueError(f'{what} should be a dictionary, got a {type(content).__name__}')
+    for fault, found in (('lacks', {*names} - content.keys()), ('has besides', content.keys() - {*names})):
         if found:
             raise ValueError(f'{what} {fault}: {_listed(found)}')
 
 
-def _listed(names) -> str:
+def _listed(names: Iterable[str]) -> str:
     names = sorted(map(str, names))
     return ', '.join(names[:10]) + (', ...' if len(names) > 10 else '')
