@@ -126,7 +126,8 @@ class S3DiffModel(BaseModel):
     def scores(self, lq: Tensor) -> Tensor:
         """How blurred and how noisy images are: (b, 3, h, w) in [0, 1] -> (b, 2)."""
         net = self.eval_net('de')
-        return net(lq.to(next(net.parameters()).dtype)).float()
+        parts = lq.to(next(net.parameters()).dtype).split(together(lq))
+        return torch.cat([net(part) for part in parts]).float()
 
     def enlarged(self, lq: Tensor) -> Tensor:
         """lq as network_g is given it, but in [0, 1]: (b, 3, h, w) -> (b, 3, h * scale, w * scale)."""
@@ -144,8 +145,7 @@ class S3DiffModel(BaseModel):
         """
         score = self.scores(lq) if score is None else score
         seeds = image_seeds(lq, self.seed) if seeds is None else seeds
-        # For another size of batch, kernels round otherwise. A CPU, which gains nothing by batches, never does.
-        parts = zip(*(one.split(1 if lq.device.type == 'cpu' else len(lq)) for one in (lq, score, seeds)), strict=True)
+        parts = zip(*(one.split(together(lq)) for one in (lq, score, seeds)), strict=True)
         return torch.cat([self._restored(*part) for part in parts])
 
     def _restored(self, lq: Tensor, score: Tensor, seeds: Tensor) -> Tensor:
@@ -200,6 +200,14 @@ class S3DiffModel(BaseModel):
             except ValueError as error:
                 raise CheckpointError(f'{file}: {error}') from None
         super()._load_pretrained()
+
+
+def together(lq: Tensor) -> int:
+    """How many images of a batch are computed at once.
+
+    For another size of batch, kernels round otherwise. A CPU, which gains nothing by batches, never does.
+    """
+    return 1 if lq.device.type == 'cpu' else len(lq)
 
 
 def enlarge(lq: Tensor, scale: int, upsample: Upsample) -> Tensor:
