@@ -34,6 +34,7 @@ from basicsr.utils.image import MAX_PIXELS
 from basicsr.utils.messages import LOGGER, start_logging
 from basicsr.utils.picture_files import EXISTING, find_partners, find_pictures, plan_outputs, prepare_folder
 from basicsr.utils.registry import UserError
+from basicsr.utils.sd_folder import ACCEPTED
 from basicsr.utils.zoo import known_models
 
 DEFAULT_MODEL = 'ATD-demo_x4'
@@ -49,6 +50,8 @@ def main() -> int:
     name = args.model or (None if args.opt else DEFAULT_MODEL)
     if args.offline:
         os.environ['BASICSR_OFFLINE'] = '1'
+    if args.accept_license:
+        os.environ[ACCEPTED] = '1'
     folder = Path(args.output or Path('results/inference') / (name or Path(args.opt).stem))
     sources = find_pictures(args.input)
     jobs = plan_outputs(sources, folder, args.suffix, args.ext, args.existing)
@@ -76,7 +79,7 @@ def main() -> int:
             len(jobs),
             folder,
         )
-        outcomes = restore_pictures(restorer, jobs[rank::world], gt, args.max_pixels, show_progress=is_main)
+        outcomes = restore_pictures(restorer, jobs[rank::world], gt, args.max_pixels, is_main, args.outscale)
         if state:
             from accelerate.utils import gather_object
 
@@ -144,12 +147,24 @@ def parse_arguments() -> argparse.Namespace:
         help='models that refine tokens (ITER): also write NAME_intermediate.png, the picture after each step, above'
         ' what was kept for the step (white)',
     )
+    add(
+        '--outscale',
+        type=enlargement,
+        metavar='S',
+        help='how much larger the results are, such as 2.5: resized (bicubic) from what the model gives',
+    )
     add('--gt', metavar='FOLDER', help='ground truth of the same names: print PSNR and SSIM next to those of bicubic')
     add('--ext', default='auto', type=extension, help='format of the results (png, jpg, tif, ...); auto: as the input')
     add('--suffix', default='', help='added to the names of the results')
     add('--existing', default='overwrite', choices=EXISTING, help='what to do about results that are there (overwrite)')
     add('--max-pixels', type=int, default=MAX_PIXELS, metavar='N', help=f'refuse larger inputs ({MAX_PIXELS})')
     add('--offline', action='store_true', help='download nothing')
+    add(
+        '--accept-license',
+        action='store_true',
+        help='accept the licence of other models that this one builds on (S3Diff: SD-Turbo), which is shown before they'
+        ' are downloaded; without, a terminal is asked',
+    )
     args = parser.parse_args()
     if not args.list and not args.input:
         parser.error('name at least one picture, folder or glob with -i')
@@ -160,6 +175,8 @@ def parse_arguments() -> argparse.Namespace:
     return args
 
 
+    if args.outscale and args.gt:
+        parser.error("--gt compares with pictures of the model's own scale: it excludes --outscale")
 class OneLineParser(argparse.ArgumentParser):
     def error(self, message: str):
         self.exit(2, f'Error: {message} (--help explains)\n')
@@ -168,6 +185,13 @@ class OneLineParser(argparse.ArgumentParser):
 def extension(text: str) -> str:
     text = text.lower()
     return text if text == 'auto' or text.startswith('.') else f'.{text}'
+
+
+def enlargement(text: str) -> float:
+    value = float(text)
+    if not 0 < value <= 64:
+        raise argparse.ArgumentTypeError(f'is more than 0 and at most 64, got {text}')
+    return value
 
 
 def process_state(device: str):

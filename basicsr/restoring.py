@@ -96,9 +96,14 @@ def _overrides(opt: Options, path: Path) -> list[str]:
 
 
 def restore_pictures(
-    restorer: Restorer, jobs: Sequence[Job], gt: dict[Path, Path], max_pixels: int, show_progress: bool
+    restorer: Restorer,
+    jobs: Sequence[Job],
+    gt: dict[Path, Path],
+    max_pixels: int,
+    show_progress: bool,
+    outscale: float | None = None,
 ) -> list[Outcome]:
-    """Restore and write every picture; what is broken is logged and the others go on.
+    """Restore and write every picture, `outscale` times as large; what is broken is logged and the others go on.
 
     A disk that is full or read-only ends the loop: the outcomes are then fewer than the jobs.
     """
@@ -117,7 +122,7 @@ def restore_pictures(
                 bar.refresh()
 
             try:
-                outcomes.append(restore_picture(restorer, job, gt.get(job.source), max_pixels, advance))
+                outcomes.append(restore_picture(restorer, job, gt.get(job.source), max_pixels, advance, outscale))
             except BROKEN as error:
                 reason = ' '.join(str(error).split()) or type(error).__name__
                 if str(job.source) not in reason and str(job.target) not in reason:
@@ -131,9 +136,18 @@ def restore_pictures(
 
 
 def restore_picture(
-    restorer: Restorer, job: Job, gt: Path | None, max_pixels: int, progress: Callable[[int, int], None]
+    restorer: Restorer,
+    job: Job,
+    gt: Path | None,
+    max_pixels: int,
+    progress: Callable[[int, int], None],
+    outscale: float | None = None,
 ) -> Outcome:
-    """Restore and write one picture, and score it against its ground truth."""
+    """Restore and write one picture, and score it against its ground truth.
+
+    Args:
+        outscale: how much larger it is written; None: as the model makes it, as it must be for ground truth.
+    """
     picture = Picture.read(job.source, max_pixels)
     restored = restorer(picture.lq, progress)
     sr, maps = restored[:, :3], restored[:, 3:]
@@ -142,7 +156,9 @@ def restore_picture(
         # Edges of alpha must be as sharp as those of the colours.
         alpha = restorer(picture.alpha.expand(-1, 3, -1, -1))[:, :3]
     scale = restorer.model.scale
-    picture.save(job.target, sr, scale, alpha)
+    if outscale and outscale != scale:
+        sr, alpha = (None if one is None else _resized(one, picture.lq, outscale) for one in (sr, alpha))
+    picture.save(job.target, sr, alpha)
     if restorer.maps:
         names = restorer.model.maps
         for path, image in zip(map_files(job.target, names), MAP_PICTURES[names](maps), strict=True):
@@ -221,6 +237,13 @@ def score_table(outcomes: Sequence[Outcome]) -> str:
         columns = '  '.join(f'{scores["psnr"]:7.3f} {scores["ssim"]:.4f}' for scores in (ours, bicubic))
         lines.append(f'{name:{width}}  {columns}  {gain:+7.3f}')
     return '\n'.join(lines)
+
+
+def _resized(image: Tensor, lq: Tensor, outscale: float) -> Tensor:
+    """An image with sides that are those of lq times outscale, rounded; both directions by one factor, then cut."""
+    height, width = (max(1, round(side * outscale)) for side in lq.shape[-2:])
+    factor = max(height / image.shape[-2], width / image.shape[-1])
+    return imresize(image, factor)[..., :height, :width].clamp(0, 1)
 
 
 def _reference(gt: Path, sr: Tensor, scale: int) -> Tensor:

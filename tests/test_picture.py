@@ -67,7 +67,7 @@ def test_every_eight_bit_kind_is_read_as_pillow_reads_it_and_keeps_its_kind(tmp_
     assert (picture.gray, picture.deep, picture.alpha is not None) == (gray, False, alpha)
     if alpha:
         np.testing.assert_allclose(picture.alpha[0, 0], expected[..., 3], atol=1e-6)
-    picture.save(tmp_path / f'out_{name}', enlarged(picture.lq), 2)
+    picture.save(tmp_path / f'out_{name}', enlarged(picture.lq))
     result = decode((tmp_path / f'out_{name}').read_bytes(), name)
     assert result.array.shape == (12, 16, (1 if gray else 3) + alpha)
     assert result.array.dtype == np.uint8
@@ -83,7 +83,7 @@ def test_sixteen_bits_survive_exactly(tmp_path, suffix, channels):
     assert cv2.imwrite(str(tmp_path / f'in{suffix}'), bgr)
     picture = Picture.read(tmp_path / f'in{suffix}')
     assert picture.deep and picture.gray == (channels == 1)
-    picture.save(tmp_path / f'out{suffix}', enlarged(picture.lq), 2)
+    picture.save(tmp_path / f'out{suffix}', enlarged(picture.lq))
     result = cv2.imread(str(tmp_path / f'out{suffix}'), cv2.IMREAD_UNCHANGED)
     np.testing.assert_array_equal(result.reshape(12, 16, -1), bgr.repeat(2, 0).repeat(2, 1))
 
@@ -94,7 +94,7 @@ def test_sixteen_bit_gray_with_alpha_survives(tmp_path):
     (tmp_path / 'in.png').write_bytes(encode(image, '.png'))
     picture = Picture.read(tmp_path / 'in.png')
     assert picture.gray and picture.deep
-    picture.save(tmp_path / 'out.png', enlarged(picture.lq), 2)
+    picture.save(tmp_path / 'out.png', enlarged(picture.lq))
     np.testing.assert_array_equal(
         decode((tmp_path / 'out.png').read_bytes(), '').array, image.repeat(2, 0).repeat(2, 1)
     )
@@ -108,7 +108,7 @@ def test_float_tiff_is_taken_as_zero_to_one_and_written_with_sixteen_bits(tmp_pa
     cv2.imwrite(str(tmp_path / 'in.tif'), image[..., ::-1])
     picture = Picture.read(tmp_path / 'in.tif')
     np.testing.assert_allclose(picture.lq[0, :channels].permute(1, 2, 0), image.clip(0, 1), atol=1e-6)
-    picture.save(tmp_path / 'out.tif', enlarged(picture.lq), 2)
+    picture.save(tmp_path / 'out.tif', enlarged(picture.lq))
     result = decode((tmp_path / 'out.tif').read_bytes(), '').array
     expected = np.round(image.clip(0, 1) * 65535).repeat(2, 0).repeat(2, 1)
     assert result.dtype == np.uint16 and np.abs(result - expected).max() <= 1
@@ -163,7 +163,7 @@ def test_clear_and_solid_regions_stay_so_and_edges_get_no_fringe(tmp_path):
     picture = Picture.read(tmp_path / 'in.png')
     sr = F.interpolate(picture.lq, scale_factor=4, mode='bicubic')
     restored = F.interpolate(picture.alpha, scale_factor=4, mode='bicubic') + 0.01  # as a network leaves a haze
-    picture.save(tmp_path / 'out.png', sr, 4, restored)
+    picture.save(tmp_path / 'out.png', sr, restored)
     result = np.asarray(Image.open(tmp_path / 'out.png'))
     near = F.max_pool2d(picture.alpha, 3, 1, 1), -F.max_pool2d(-picture.alpha, 3, 1, 1)
     far_out, deep_in = enlarged(near[0], 4)[0, 0].numpy() == 0, enlarged(near[1], 4)[0, 0].numpy() == 1
@@ -180,7 +180,7 @@ def test_a_format_without_alpha_gets_white_below_and_says_so(tmp_path, caplog):
     for suffix in ('.jpg', '.bmp'):
         caplog.clear()
         with caplog.at_level(logging.WARNING):
-            picture.save(tmp_path / f'out{suffix}', enlarged(picture.lq), 2)
+            picture.save(tmp_path / f'out{suffix}', enlarged(picture.lq))
         assert 'laid on white' in caplog.text
         result = np.asarray(Image.open(tmp_path / f'out{suffix}').convert('RGB')).astype(int)
         assert np.abs(result[4, 1] - 255).max() < 6 and np.abs(result[4, 14] - (0, 0, 255)).max() < 6
@@ -190,7 +190,7 @@ def test_a_format_of_eight_bits_rounds_and_says_so(tmp_path, caplog):
     (tmp_path / 'in.png').write_bytes(encode(noise(6, 8, 3, dtype=np.uint16), '.png'))
     picture = Picture.read(tmp_path / 'in.png')
     with caplog.at_level(logging.WARNING):
-        picture.save(tmp_path / 'out.bmp', picture.lq, 1)
+        picture.save(tmp_path / 'out.bmp', picture.lq)
     assert '8 bits a channel' in caplog.text
     expected = (picture.lq[0] * 255).round().permute(1, 2, 0).numpy()
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / 'out.bmp')), expected)
@@ -204,7 +204,7 @@ def test_the_color_profile_is_kept(tmp_path, name):
         Image.fromarray(noise(6, 8, 3)).save(tmp_path / name, icc_profile=SRGB)
     picture = Picture.read(tmp_path / name)
     for suffix in ('.png', '.jpg', '.tif', '.webp'):
-        picture.save(tmp_path / f'out{suffix}', enlarged(picture.lq), 2)
+        picture.save(tmp_path / f'out{suffix}', enlarged(picture.lq))
         with Image.open(tmp_path / f'out{suffix}') as image:
             assert image.info['icc_profile'] == SRGB
 
@@ -213,7 +213,7 @@ def test_a_profile_that_does_not_describe_the_file_is_dropped(tmp_path):
     Image.fromarray(noise(6, 8)).save(tmp_path / 'in.png', icc_profile=GRAY_PROFILE)
     picture = Picture.read(tmp_path / 'in.png')
     for suffix, kept in (('.png', True), ('.webp', False)):
-        picture.save(tmp_path / f'out{suffix}', enlarged(picture.lq), 2)
+        picture.save(tmp_path / f'out{suffix}', enlarged(picture.lq))
         with Image.open(tmp_path / f'out{suffix}') as image:
             assert ('icc_profile' in image.info) == kept
 
@@ -230,7 +230,7 @@ def test_jpeg_is_written_at_high_quality(tmp_path):
     smooth = np.stack([8 * x, 8 * y, 4 * (x + y)], 2).clip(0, 255).astype(np.uint8)
     (tmp_path / 'in.png').write_bytes(encode(smooth, '.png'))
     picture = Picture.read(tmp_path / 'in.png')
-    picture.save(tmp_path / 'out.jpg', picture.lq, 1)
+    picture.save(tmp_path / 'out.jpg', picture.lq)
     result = np.asarray(Image.open(io.BytesIO((tmp_path / 'out.jpg').read_bytes()))).astype(int)
     assert np.abs(result - smooth).max() <= 6
 
@@ -239,5 +239,5 @@ def test_jpeg_is_written_at_high_quality(tmp_path):
 def test_the_smallest_pictures_pass(tmp_path, size):
     (tmp_path / 'in.png').write_bytes(encode(noise(*size, 4), '.png'))
     picture = Picture.read(tmp_path / 'in.png')
-    picture.save(tmp_path / 'out.png', enlarged(picture.lq, 4), 4)
+    picture.save(tmp_path / 'out.png', enlarged(picture.lq, 4))
     assert decode((tmp_path / 'out.png').read_bytes(), '').array.shape == (4 * size[0], 4 * size[1], 4)

@@ -67,10 +67,10 @@ class Picture:
             path=path,
         )
 
-    def save(self, path: str | Path, sr: Tensor, scale: int, alpha: Tensor | None = None, quality: int = 95) -> None:
-        """Write sr, (1, 3, h * scale, w * scale) in [0, 1], with this picture's alpha, depth, grayness and profile.
+    def save(self, path: str | Path, sr: Tensor, alpha: Tensor | None = None, quality: int = 95) -> None:
+        """Write sr, (1, 3, height, width) in [0, 1], with this picture's alpha, depth, grayness and profile.
 
-        alpha: (1, 1 or 3, h * scale, w * scale), the restored alpha plane; without it it is enlarged bicubically.
+        alpha: (1, 1 or 3, height, width), the restored alpha plane; without it it is enlarged bicubically.
         Either is kept within the range of the 3x3 source pixels around, so that what was clear or solid stays so.
         A format without alpha gets the picture on white, one without 16 bits gets 8; both are logged. Raises OSError or
         ValueError, with the path, if the file cannot be written.
@@ -79,7 +79,7 @@ class Picture:
         planes = sr.detach().float().cpu()[0].clamp(0, 1)
         planes = planes.mean(0, keepdim=True) if self.gray else planes
         if self.alpha is not None:
-            opacity = self._enlarged_alpha(scale, alpha)
+            opacity = self._enlarged_alpha(planes.shape[-2:], alpha)
             if kind in HOLDS_ALPHA:
                 planes = torch.cat([planes, opacity])
             else:
@@ -94,12 +94,12 @@ class Picture:
         fits = self.icc is not None and self.icc[16:20] == (b'GRAY' if gray_file else b'RGB ')
         write_image(path, array, self.icc if fits else None, quality)
 
-    def _enlarged_alpha(self, scale: int, restored: Tensor | None) -> Tensor:
-        """(1, h * scale, w * scale) in [0, 1]."""
+    def _enlarged_alpha(self, size: tuple[int, int], restored: Tensor | None) -> Tensor:
+        """(1, height, width) in [0, 1], for a size (height, width)."""
         if restored is None:
-            restored = F.interpolate(self.alpha, scale_factor=scale, mode='bicubic', antialias=True)
+            restored = F.interpolate(self.alpha, size, mode='bicubic', antialias=True)
         high, low = F.max_pool2d(self.alpha, 3, 1, 1), -F.max_pool2d(-self.alpha, 3, 1, 1)
-        low, high = (F.interpolate(bound, scale_factor=scale, mode='nearest') for bound in (low, high))
+        low, high = (F.interpolate(bound, size, mode='nearest') for bound in (low, high))
         return restored.detach().float().cpu().mean(1, keepdim=True).clamp(low, high)[0]
 
 
