@@ -172,11 +172,11 @@ def parse_arguments() -> argparse.Namespace:
         parser.error('-m and --opt exclude each other')
     if args.weights and not args.opt:
         parser.error('--weights needs --opt, which describes their network')
+    if args.outscale and args.gt:
+        parser.error("--gt compares with pictures of the model's own scale: it excludes --outscale")
     return args
 
 
-    if args.outscale and args.gt:
-        parser.error("--gt compares with pictures of the model's own scale: it excludes --outscale")
 class OneLineParser(argparse.ArgumentParser):
     def error(self, message: str):
         self.exit(2, f'Error: {message} (--help explains)\n')
