@@ -29,6 +29,11 @@ SHRUNKEN = (
     'degradation:gt_size=32', 'network_d:embed_dim=16', 'network_d:num_heads=2', 'network_d:image_size=64',
     'network_d:dim=8', 'train:total_iter=2', 'val:val_freq=0', 'logger:print_freq=1', 'logger:save_checkpoint_freq=2',
 )  # fmt: skip
+UNTRAINED = (
+    'network_d:pretrained=false', 'train:perceptual_opt:pretrained=false', 'path:pretrain_network_de=~',
+    'datasets:train:max_num=~', 'datasets:train:num_worker_per_gpu=0', 'degradation:groups=0',
+    'train:gradient_accumulation_steps=2', 'logger:use_tb_logger=false', 'model:gradient_checkpointing=true',
+)  # fmt: skip
 SGD = {'type': 'SGD', 'lr': 0.01}
 PAIRS = {'type': 'PairedImageDataset', 'dataroot_gt': 'gt', 'dataroot_lq': 'lq', 'gt_size': 32, 'batch_size_per_gpu': 2}
 
@@ -93,6 +98,17 @@ def test_the_published_network_has_34_million_trained_parameters():
     with torch.device('meta'):
         net = ARCH_REGISTRY.build(load_options(FULL, True, check_files=False).networks['g'])
     assert sum(p.numel() for p in net.parameters() if p.requires_grad) == 34_475_120
+
+
+def test_the_published_training_runs_when_shrunken(place):
+    tree, tiny = load_yaml(FULL)[0], load_yaml(TINY)[0]
+    for entry in (*SHRUNKEN, *UNTRAINED):
+        apply_override(tree, entry)
+    tree['network_g'] = tiny['network_g']
+    tree['network_d'] |= {'depth': 8}
+    (place / 'full.yml').write_text(yaml.safe_dump(tree))
+    train('full', 'datasets:train:batch_size_per_gpu=2', file=place / 'full.yml')
+    assert saved('full', 2)['state']['iter'] == 2
 
 
 # ---- runs
