@@ -5,6 +5,7 @@ Attribute names are those of the published code's module tree (ArcticHare105/S3D
 
 import inspect
 import math
+import re
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Any, Literal, NamedTuple
@@ -281,11 +282,10 @@ def _start_small(layer: nn.Linear) -> nn.Linear:
 
 def _name_in_base(name: str, adapted: set[str]) -> str:
     """An entry of SD-Turbo's files as it is called inside an adapted network."""
+    for old, new in OLD_NAMES.items():
+        name = re.sub(rf'(\.attentions\.\d+)\.{old}\.', rf'\1.{new}.', name)
     module, _, leaf = name.rpartition('.')
-    parent, _, last = module.rpartition('.')
-    if '.attentions.' in f'{parent}.' and last in OLD_NAMES:
-        module = f'{parent}.{OLD_NAMES[last]}'
-    return f'{module}.base_layer.{leaf}' if module in adapted else f'{module}.{leaf}'
+    return f'{module}.base_layer.{leaf}' if module in adapted else name
 
 
 def _diffusers(kind: str, section: dict, option: str) -> nn.Module:
