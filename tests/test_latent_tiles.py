@@ -127,9 +127,3 @@ def test_tiles_come_in_batches_image_by_image_in_turn():
     assert set(order[0]) == {1.0, 2.0} and order[0] == [1.0, 2.0] * 4 and shapes[-1] == (4, 1, 8, 8)
     assert passes(z, 1.07, 16, 4) == 18
     torch.testing.assert_close(result, torch.full_like(z, -1 + 1.07 * 3))
-
-
-def test_progress_counts_tiles():
-    steps = []
-    guided(Denoiser(), noise(1, 4, 8, 40), PROMPTS, 1.07, 16, 4, 4, lambda done, total: steps.append((done, total)))
-    assert steps == [(4, 9), (8, 9), (9, 9)]

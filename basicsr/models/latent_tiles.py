@@ -18,7 +18,6 @@ def guided(
     tile: int,
     overlap: int,
     batch: int = 1,
-    progress: Callable[[int, int], None] | None = None,
 ) -> Tensor:
     """The noise in z as the positive prompt sees it, led away from the negative one by `guidance`; 1 needs no negative.
 
@@ -37,7 +36,7 @@ def guided(
         negative, positive = denoise(torch.cat([part, part]), both).float().chunk(2)
         return negative + guidance * (positive - negative)
 
-    return tiled(eps, z, 1, tile, overlap, batch, progress, LAYOUT).to(z.device)
+    return tiled(eps, z, 1, tile, overlap, batch, layout=LAYOUT).to(z.device)
 
 
 def passes(z: Tensor, guidance: float, tile: int, overlap: int) -> int:
