@@ -9,6 +9,7 @@ degradations and of loading.
     python scripts/benchmark.py d2c
     python scripts/benchmark.py sr3
     python scripts/benchmark.py iter
+    python scripts/benchmark.py s3diff
     python scripts/benchmark.py data
     python scripts/benchmark.py sr3-steps --opt options/test/SR3/SR3-demo_x4.yml --crop 16 --plot docs/sr3_steps.png
     python scripts/benchmark.py iter-steps --opt options/test/ITER/ITER_x4.yml --steps 1,2,4,8,16
@@ -56,6 +57,7 @@ def main() -> int:
         'd2c': system_report,
         'sr3': system_report,
         'iter': system_report,
+        's3diff': system_report,
         'data': data_report,
         'sr3-steps': study_report,
         'iter-steps': study_report,
@@ -205,9 +207,12 @@ def parse_arguments() -> argparse.Namespace:
         command.add_argument('--compile', action='store_true')
         command.add_argument('--channels-last', action='store_true')
     systems = [commands.add_parser(name, help=f'{title} against its plain transcription: a table of the README')
-               for name, title in (('atd', 'ATD'), ('d2c', 'D2C-SR'), ('sr3', 'SR3'), ('iter', 'ITER'))]  # fmt: skip
+               for name, title in (('atd', 'ATD'), ('d2c', 'D2C-SR'), ('sr3', 'SR3'), ('iter', 'ITER'),
+                                   ('s3diff', 'S3Diff'))]  # fmt: skip
     for command in systems:
         command.add_argument('--shrink', action='store_true', help='tiny networks and images, to try it out')
+        command.add_argument('--only', default='', metavar='TEXT', help='rows that contain it, such as bf16 or decode')
+        command.add_argument('--side', type=int, metavar='PIXELS', help='of the lq images, instead of the usual sizes')
     for command in (network, restore, *systems):
         command.add_argument('--repeats', type=int, default=5)
         command.add_argument('--threads', type=int, default=0, help="0: torch's choice")

@@ -13,7 +13,9 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from pathlib import Path
+from types import ModuleType
 
 import torch
 import torch.nn.functional as F
@@ -204,9 +206,12 @@ def built(variant: Variant) -> nn.Module:
         net = entry(**options)
     else:
         net = ARCH_REGISTRY.build(variant.network)
-    with torch.no_grad():
-        for name, parameter in net.named_parameters():
-            parameter.copy_(filled(name, parameter.shape))
+    if hasattr(net, 'fill'):  # networks for which this would take long
+        net.fill()
+    else:
+        with torch.no_grad():
+            for name, parameter in net.named_parameters():
+                parameter.copy_(filled(name, parameter.shape))
     if variant.weights:
         state = network_state(read_checkpoint(variant.weights), 'params_ema', variant.weights)
         left = load_network(net, state, variant.weights, strict=not variant.source)
@@ -220,13 +225,20 @@ def loaded(source: str) -> type[nn.Module]:
     file, _, name = source.rpartition(':')
     if not Path(file).is_file():
         raise UserError(f'--against {source}: should be `calibration`, `plain` or FILE.py:CLASS; {file!r} is no file')
+    module = executed(file)
+    if not hasattr(module, name):
+        raise UserError(f'--against {source}: {file} has no {name!r}')
+    return getattr(module, name)
+
+
+@cache
+def executed(file: str) -> ModuleType:
+    """The module in a file; once, so that two of its classes can share what it keeps."""
     spec = importlib.util.spec_from_file_location(f'against_{Path(file).stem}', file)
     module = importlib.util.module_from_spec(spec)
     sys.path.append(str(Path(file).resolve().parent))  # for the modules that lie beside it
     spec.loader.exec_module(module)
-    if not hasattr(module, name):
-        raise UserError(f'--against {source}: {file} has no {name!r}')
-    return getattr(module, name)
+    return module
 
 
 def _forward(net: nn.Module, lq: Tensor, variant: Variant, work: Work) -> Callable[[], Tensor]:

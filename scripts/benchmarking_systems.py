@@ -1,4 +1,4 @@
-"""The tables of scripts/benchmark.py atd, d2c, sr3, iter: published networks against a plain transcription."""
+"""The tables of scripts/benchmark.py atd, d2c, sr3, iter, s3diff: published networks against a plain transcription."""
 
 import argparse
 import sys
@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from benchmarking import Row, Variant, Work, compare
 from benchmarking_iter import iter_rows
+from benchmarking_s3diff import s3diff_rows
 from torch import Tensor, nn
 
 from basicsr.utils.options import load_options
@@ -114,7 +115,7 @@ def sr3_rows(shrink: bool) -> list[Row]:
     return rows
 
 
-SYSTEMS = {'atd': atd_rows, 'd2c': d2c_rows, 'sr3': sr3_rows, 'iter': iter_rows}
+SYSTEMS = {'atd': atd_rows, 'd2c': d2c_rows, 'sr3': sr3_rows, 'iter': iter_rows, 's3diff': s3diff_rows}
 
 
 def system_reports(args: argparse.Namespace, device: str) -> list[dict]:
@@ -125,6 +126,10 @@ def system_reports(args: argparse.Namespace, device: str) -> list[dict]:
     print('|---|---|---|---|---|---|---|---|---|---|')
     reports = []
     for row in SYSTEMS[args.command](args.shrink):
+        if args.only not in f'{row.title}, {row.kind} {row.dtype}':
+            continue
+        if args.side:
+            row = replace(row, side=args.side, width=0)
         work = Work(row.kind, row.side, row.width or row.side, row.batch, row.scale, device, args.threads)
         work = replace(work, channels=row.channels, level=row.level)
         title = row.network['type']

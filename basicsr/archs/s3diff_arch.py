@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from basicsr.archs.blocks import s3diff_file
 from basicsr.archs.blocks.attention import exact_type, without_autocast
+from basicsr.archs.blocks.fast_sd import speed_up
 from basicsr.archs.blocks.lora import LoRALayer, Projections, fold, inject
 from basicsr.archs.blocks.tiled_vae import Statistics, decode_tiled, encode_tiled
 from basicsr.utils.optional import optional
@@ -122,6 +123,13 @@ class S3Diff(nn.Module):
         of_unet = s3diff_file.is_unet_target, s3diff_file.unet_row, ranks['unet'], 'default', self.projections
         self.vae_layers: list[LoRALayer] = inject(self.vae, *of_vae)
         self.unet_layers: list[LoRALayer] = inject(self.unet, *of_unet, start=len(self.vae_layers))
+        for net in (self.unet, self.vae):
+            speed_up(net)
+
+    def train(self, mode: bool = True) -> 'S3Diff':
+        """As any module's. Optimizers know the LoRA matrices from then on: files of other ranks are refused."""
+        self.given_ranks = self.ranks if mode else self.given_ranks
+        return super().train(mode)
 
     def forward(self, x: Tensor, score: Tensor, prompt: Tensor, noise: Tensor | None) -> Tensor:
         with self.modulated(self.modulation(score)):

@@ -133,17 +133,26 @@ class S3DiffReference(nn.Module):
     ) -> Step:
         """x (n, 3, h, w) in [-1, 1], prompts (1 or n, tokens, channels), noise like the latent; None: no guidance."""
         self.modulate(score)
-        scaling = self.vae.config.scaling_factor
-        moments = self.vae.quant_conv(self.vae.encoder(x))
+        moments = self.moments(x)
         mean, logvar = moments.chunk(2, 1)
-        z = (mean + torch.exp(0.5 * logvar.clamp(-30, 20)) * noise) * scaling
+        z = (mean + torch.exp(0.5 * logvar.clamp(-30, 20)) * noise) * self.vae.config.scaling_factor
+        eps = self.guided(z, positive, negative, guidance)
+        x0 = (z - math.sqrt(1 - ABAR) * eps) / math.sqrt(ABAR)
+        decoded = self.decoded(x0)
+        return Step(moments, z, eps, x0, decoded, decoded.clamp(-1, 1))
+
+    def moments(self, x: Tensor) -> Tensor:
+        return self.vae.quant_conv(self.vae.encoder(x))
+
+    def guided(self, z: Tensor, positive: Tensor, negative: Tensor | None, guidance: float) -> Tensor:
         eps = self.unet(z, TIMESTEP, positive.expand(len(z), -1, -1)).sample
         if negative is not None:
             of_negative = self.unet(z, TIMESTEP, negative.expand(len(z), -1, -1)).sample
             eps = of_negative + guidance * (eps - of_negative)
-        x0 = (z - math.sqrt(1 - ABAR) * eps) / math.sqrt(ABAR)
-        decoded = self.vae.decoder(self.vae.post_quant_conv(x0 / scaling))
-        return Step(moments, z, eps, x0, decoded, decoded.clamp(-1, 1))
+        return eps
+
+    def decoded(self, x0: Tensor) -> Tensor:
+        return self.vae.decoder(self.vae.post_quant_conv(x0 / self.vae.config.scaling_factor))
 
     def forward(self, x: Tensor, score: Tensor, positive: Tensor, negative: Tensor, noise: Tensor) -> Tensor:
         return self.step(x, score, positive, negative, noise, GUIDANCE).y

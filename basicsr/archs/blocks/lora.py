@@ -86,8 +86,11 @@ class LoRALayer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.projections.current is None:
             raise RuntimeError('a LoRA layer works inside `modulated`: it adds what the matrices of an image say')
+        return self.add(self.base_layer(x), self.lora_A[self.adapter](x))
+
+    def add(self, y: Tensor, low: Tensor) -> Tensor:
+        """y, which the frozen layer gives, and what is projected up from low, which A gives."""
         up = self.projections.current[self.index]
-        y, low = self.base_layer(x), self.lora_A[self.adapter](x)
         if y.ndim == 3:
             return add_projected(y, low, up)
         if y.is_contiguous(memory_format=torch.channels_last):
