@@ -74,9 +74,11 @@ START, END = '<|startoftext|>', '<|endoftext|>'
 MERGES = ('t h', 'th e</w>', 'i n', 'e r', 'a n', 'l i', 'o r', 'e s')  # a few, so that words are merged at all
 
 
-def write_tiny_sd(out: Path, seed: int = 0) -> Path:
+def write_tiny_sd(out: Path, seed: int = 0, groups: int = 32) -> Path:
     """Write the folder `out`; returns it. The random state outside neither matters nor changes.
 
+    Args:
+        groups: of the group norms of the UNet and the autoencoder.
     Raises UserError if there is something else at `out`, or if diffusers or transformers are missing.
     """
     diffusers, transformers = (optional(name, 's3diff') for name in ('diffusers', 'transformers'))
@@ -90,8 +92,8 @@ def write_tiny_sd(out: Path, seed: int = 0) -> Path:
     parts = {}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        parts['unet'] = diffusers.UNet2DConditionModel.from_config(TINY_UNET)
-        parts['vae'] = diffusers.AutoencoderKL.from_config(TINY_VAE)
+        parts['unet'] = diffusers.UNet2DConditionModel.from_config(TINY_UNET | {'norm_num_groups': groups})
+        parts['vae'] = diffusers.AutoencoderKL.from_config(TINY_VAE | {'norm_num_groups': groups})
         parts['text_encoder'] = transformers.CLIPTextModel(text)
     for name, model in parts.items():
         shutil.rmtree(out / name, ignore_errors=True)  # files of another layout would be left beside the new ones
@@ -137,8 +139,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('out', type=Path, metavar='FOLDER', help='the folder to write')
     parser.add_argument('--seed', type=int, default=0, help='another seed gives other weights (default 0)')
+    norms = 'of the norms (32, as SD-Turbo has; with so few channels they leave little of brightness and contrast)'
+    parser.add_argument('--groups', type=int, choices=(4, 8, 16, 32), default=32, help=norms)
     args = parser.parse_args()
-    print(f'{write_tiny_sd(args.out, args.seed)}: tiny networks with random weights, laid out as SD-Turbo')
+    print(f'{write_tiny_sd(args.out, args.seed, args.groups)}: tiny networks with random weights, laid out as SD-Turbo')
     return 0
 
 

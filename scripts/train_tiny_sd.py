@@ -1,6 +1,6 @@
 """Teaches the networks of make_tiny_sd.py's folder a little, so that S3Diff-tiny has something to start from.
 
-    python scripts/make_tiny_sd.py datasets/tiny_sd
+    python scripts/make_tiny_sd.py datasets/tiny_sd --groups 4
     python scripts/train_tiny_sd.py datasets/tiny_sd datasets/ATD_demo/gt
 
 The autoencoder learns to code images (L1, and a little KL to N(0, 1)); its latents are then scaled to the deviation

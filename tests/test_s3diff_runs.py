@@ -42,7 +42,7 @@ PAIRS = {'type': 'PairedImageDataset', 'dataroot_gt': 'gt', 'dataroot_lq': 'lq',
 def place(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp('s3diff')
     make_images(folder, count=4, scale=4, size=(10, 12))
-    write_tiny_sd(folder / 'sd')
+    write_tiny_sd(folder / 'sd', groups=4)
     return folder
 
 
