@@ -98,6 +98,14 @@ def test_ranks_that_are_asked_for_must_be_those_of_the_file(pkl):
         load(other(rank_unet=3, rank_vae=4), pkl)
 
 
+def test_a_network_that_trains_keeps_its_ranks(pkl):
+    net = other().train()
+    matrices = net.vae_layers[0].lora_A['vae_skip'].weight
+    with pytest.raises(CheckpointError, match='rank_unet is 3 in the file and 32 here'):
+        load(net, pkl)
+    assert net.vae_layers[0].lora_A['vae_skip'].weight is matrices
+
+
 def test_our_own_files_hold_only_what_is_ours_and_bring_their_ranks(net, tmp_path):
     torch.save({'params': own(net)}, tmp_path / 'net_g_5.pth')
     found, given = other(), [part.float() for part in batch()]

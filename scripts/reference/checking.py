@@ -44,7 +44,8 @@ class Within:
 
 
 def checks(system: str, text: str, names: tuple[str, ...] = ('',)) -> Callable[[Checker], Checker]:
-    """Decorator: the checker of a system's cases whose network or function contains `text`; the longest text wins.
+    """Decorator: the checker of a system's cases whose network or function contains `text`; the longest text wins, and
+    of equal ones that for names.
 
     Args:
         names: how the names of its cases begin, where others have the same text.
@@ -61,11 +62,11 @@ def judge(case: Case) -> Verdict:
     """Run a case; whatever goes wrong in it is a verdict, not an exception."""
     asked = f'{case.spec.get("network", "")} {case.spec.get("function", "")}'
     fitting = [
-        (text, checker)
+        ((len(text), names != ('',)), checker)
         for system, text, names, checker in _checkers
         if system == case.spec['system'] and text in asked and case.spec['case'].startswith(names)
     ]
-    checker = max(fitting, key=lambda entry: len(entry[0]), default=(None, None))[1]
+    checker = max(fitting, key=lambda entry: entry[0], default=(None, None))[1]
     if checker is None:
         return Verdict('unsupported', note=f'no checker for: {asked.strip()}')
     torch.manual_seed(0)

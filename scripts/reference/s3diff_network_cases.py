@@ -11,6 +11,7 @@ from basicsr.archs.degradation_estimator_arch import DEResNet
 from basicsr.archs.lpips_arch import LPIPS
 from basicsr.archs.s3diff_arch import S3Diff, clean_latent, cumulative_alphas, exact_linear, fourier_features
 from basicsr.utils.checkpoint import load_network
+from basicsr.utils.optional import optional
 from reference.case import Case
 from reference.checking import Unsupported, Within, checks, tensors
 from reference.s3diff_inference_cases import mapped
@@ -178,6 +179,17 @@ def base_layout(case: Case, part: str) -> Iterator[tuple]:
     yield from layout(base, case.spec['layout'])
     yield 'parameters', sum(value.numel() for value in base.values()), case.spec['parameters']
     net.load_base(part, file)
+
+
+@checks('s3diff', 'CLIPTextModel', ('layout',))
+def text_encoder_layout(case: Case) -> Iterator[tuple]:
+    """The text encoder's file, whose names have a part in front that the class has lost in transformers 5."""
+    transformers = optional('transformers', 's3diff')
+    with torch.device('meta'):
+        net = transformers.CLIPTextModel(transformers.CLIPTextConfig(**case.args))
+    state = {f'text_model.{name.removeprefix("text_model.")}': value for name, value in net.state_dict().items()}
+    yield 'layout', {name: [*value.shape] for name, value in state.items()}, case.spec['layout']
+    yield 'parameters', sum(p.numel() for p in net.parameters()), case.spec['parameters']
 
 
 @checks('s3diff', 'checkpoint file s3diff.pkl')
