@@ -12,7 +12,7 @@ networks have to be taught. The weights in the folder are replaced, after about 
 import argparse
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -91,7 +91,7 @@ def train_unet(
     return descend(unet, loss, iterations, 2e-3)
 
 
-def descend(net: nn.Module, loss, iterations: int, rate: float) -> list[float]:
+def descend(net: nn.Module, loss: Callable[[], tuple[Tensor, ...]], iterations: int, rate: float) -> list[float]:
     """Adam on the sum of what `loss` returns, with a rate that falls to 0; returns the first of it, per iteration."""
     optimizer = torch.optim.Adam(net.parameters(), rate)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1, 0, iterations)

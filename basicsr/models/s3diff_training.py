@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
@@ -99,7 +100,7 @@ class S3DiffTraining:
             losses['l_g_percep'] = self.model.losses['perceptual']((sr + 1) / 2, (target + 1) / 2)
         return losses
 
-    def _game(self, given: Given, backward=None) -> dict[str, Tensor]:
+    def _game(self, given: Given, backward: Callable[[Tensor], None] | None = None) -> dict[str, Tensor]:
         """The adversarial losses of both sides, and their gradients.
 
         Args:
