@@ -117,15 +117,18 @@ def test_the_peak_grows_with_the_image_and_not_with_the_libraries():
         ),
         ('d2c', {('D2C_SRx4', 'forward', 'fp32'): (0.75, 0.6), ('D2C_SRx4', 'forward', 'bf16'): (0.4, None)}),
         ('iter', {('ITER_x4', 'restore', 'fp32'): (0.65, 0.6), ('ITER_x4', 'restore', 'bf16'): (0.4, None)}),
+        ('s3diff', {('S3Diff_x4', 'forward', 'fp32'): (0.85, None), ('S3Diff_x4', 'forward', 'bf16'): (0.45, None)}),
     ],
 )
 def test_the_table_of_a_system_has_a_row_for_every_target(system, targets, tmp_path):
+    if system == 's3diff':
+        pytest.importorskip('diffusers')
     text = benchmark(system, '--shrink', '--repeats', '1', '--threads', '1', '--device', 'cpu', '--no-memory', '--json',
                      str(tmp_path / 'table.json'))  # fmt: skip
     reports = json.loads((tmp_path / 'table.json').read_text())
-    beginning = '| sr_sr3' if system == 'sr3' else f'| {system.upper()}'
+    beginning = {'sr3': '| sr_sr3', 's3diff': '| S3Diff'}.get(system, f'| {system.upper()}')
     rows = [line for line in text.splitlines() if line.startswith(beginning)]
-    assert len(rows) == len(reports) == (9 if system == 'iter' else 6)
+    assert len(rows) == len(reports) == {'iter': 9, 's3diff': 8}.get(system, 6)
     found = {(r['title'], r['work']['kind'], r['ours']['dtype']): (*r['target'].values(),) for r in reports}
     assert targets.items() <= found.items()
     assert {r['other']['dtype'] for r in reports} == {'fp32'}
