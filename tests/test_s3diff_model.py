@@ -1,5 +1,6 @@
 """S3DiffModel: any size and scale whatever the batch, as the published steps written down; SD-Turbo's weights."""
 
+import copy
 import json
 import shutil
 from pathlib import Path
@@ -20,6 +21,8 @@ from basicsr.models.s3diff_model import S3DiffModel
 from basicsr.utils.checkpoint import CheckpointError, write_checkpoint
 from basicsr.utils.color_fix import wavelet_fix
 from basicsr.utils.registry import OptionError, UserError
+
+TILES = {'latent_tile': 8, 'latent_overlap': 2, 'latent_tile_batch': 2}
 
 
 @pytest.fixture(scope='module')
@@ -78,7 +81,7 @@ def test_images_that_are_restored_together_are_nearly_what_they_are_alone(model)
     lq[1] *= 0.3
     for changes in (
         {},
-        {'latent_tile': 8, 'latent_overlap': 2, 'latent_tile_batch': 2, 'vae_encoder_tile': 64, 'vae_decoder_tile': 8},
+        TILES | {'vae_encoder_tile': 64, 'vae_decoder_tile': 8},
     ):
         other = tiny_model(changes)
         context = other.context(lq)
@@ -158,6 +161,40 @@ def test_bf16_is_near(model):
     lq = images()
     exact, near = (Restorer(model, dtype=dtype)(lq) for dtype in ('fp32', 'bf16'))
     assert 0 < (exact - near).abs().mean() < 0.1 * exact.std()
+
+
+@pytest.mark.parametrize('dtype', ['fp32', 'bf16'])
+def test_merged_weights_give_the_same(dtype):
+    lq = images(2, 20, 20)
+    folded, merged = (Restorer(tiny_model(TILES | {'merge': how}), dtype=dtype)(lq) for how in ('never', 'always'))
+    assert (folded - merged).abs().mean() < (1e-5 if dtype == 'fp32' else 0.02)
+
+
+@pytest.mark.parametrize(
+    ('settings', 'merges'),
+    [
+        ({'merge': 'auto'}, False),
+        (TILES | {'merge': 'auto'}, True),
+        (TILES | {'merge': 'never'}, False),
+        ({'merge': 'always'}, True),
+    ],
+)
+def test_weights_are_merged_where_the_unet_is_called_often(settings, merges):
+    model = tiny_model(settings)
+    net, lq = model.nets['g'], images(2, 20, 20)
+    with mock.patch.object(type(net), 'merged', autospec=True, side_effect=type(net).merged) as used:
+        Restorer(model)(lq)
+        assert used.call_count == (2 if merges else 0)
+        context = model.context(lq)
+        model._restored(lq, context['score'], context['seeds'])
+        assert used.call_count == (2 if merges else 0), 'images cannot share weights'
+
+
+def test_a_network_that_has_restored_in_bf16_can_be_copied():
+    model = tiny_model()
+    near = Restorer(model, dtype='bf16')(images())
+    model.nets['g'] = copy.deepcopy(model.nets['g'])
+    assert torch.equal(Restorer(model, dtype='bf16')(images()), near)
 
 
 def test_its_work_can_be_counted(model):

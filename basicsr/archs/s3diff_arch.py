@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from basicsr.archs.blocks import s3diff_file
 from basicsr.archs.blocks.attention import exact_type, without_autocast
-from basicsr.archs.blocks.fast_sd import speed_up
+from basicsr.archs.blocks.fast_sd import merged, speed_up
 from basicsr.archs.blocks.lora import LoRALayer, Projections, fold, inject
 from basicsr.archs.blocks.tiled_vae import Statistics, decode_tiled, encode_tiled
 from basicsr.utils.optional import optional
@@ -164,6 +164,10 @@ class S3Diff(nn.Module):
         vae, unet = modulation
         with without_autocast(vae.device):
             return self.projections.using([*fold(self.vae_layers, vae), *fold(self.unet_layers, unet)])
+
+    def merged(self) -> AbstractContextManager[None]:
+        """A context, in `modulated` of one image, in which the UNet's weights hold what is added: for many calls."""
+        return merged(self.unet_layers)
 
     def encode(self, x: Tensor, tile: int = 0, statistics: Statistics = 'published') -> Tensor:
         """The moments of the latent of x, mean and logarithm of the variance: (n, 8, h / 8, w / 8); in `modulated`.

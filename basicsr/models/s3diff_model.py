@@ -1,6 +1,7 @@
 """S3Diff: one step of SD-Turbo from the enlarged lq, led by two prompts, its weights made for how degraded lq is."""
 
 import logging
+from contextlib import nullcontext
 from typing import Annotated, Literal, NamedTuple
 
 import torch
@@ -10,7 +11,7 @@ from torch.nn import functional as F
 
 from basicsr.models.base_model import BaseModel
 from basicsr.models.image_seeds import image_seeds
-from basicsr.models.latent_tiles import guided
+from basicsr.models.latent_tiles import guided, passes
 from basicsr.models.prompts import NEGATIVE, POSITIVE, Prompts, prompts_of, read_prompts
 from basicsr.models.s3diff_training import GeneratorSteps, S3DiffTraining
 from basicsr.utils.checkpoint import CheckpointError, read_checkpoint
@@ -22,6 +23,8 @@ from basicsr.utils.sd_folder import check_config, sd_folder, weights_file
 
 logger = logging.getLogger(__name__)
 Upsample = Literal['bilinear', 'bicubic']
+Merge = Literal['auto', 'never', 'always']
+MERGED_FROM = 4  # calls of the UNet with the weights of one image
 ENCODER_UNIT = 32  # pixels: of other tiles of the encoder, the boxes would end between two latents
 
 
@@ -56,6 +59,9 @@ class S3DiffModel(BaseModel):
         latent_tile, latent_overlap: of the tiles that the UNet sees of large latents; latent_tile_batch: at once.
         vae_encoder_tile, vae_decoder_tile: pixels and latents; larger images are encoded and decoded in tiles; 0 never.
         vae_statistics: see encode_tiled.
+        merge: whether what the image's degradation adds to the UNet's weights is added up once for all of its tiles and
+            both prompts: the same but for rounding. 'auto' does it for MERGED_FROM of them, 'always' takes images one
+            by one.
         neg_prob, generator_steps, gradient_checkpointing: how it is trained, see S3DiffTraining.
     """
 
@@ -82,6 +88,7 @@ class S3DiffModel(BaseModel):
         vae_encoder_tile: NonNegativeInt = 1024,
         vae_decoder_tile: NonNegativeInt = 224,
         vae_statistics: Literal['published', 'pooled'] = 'published',
+        merge: Merge = 'auto',
         neg_prob: float = 0.05,
         generator_steps: GeneratorSteps = 'two',
         gradient_checkpointing: bool = False,
@@ -108,6 +115,7 @@ class S3DiffModel(BaseModel):
         self.upsample, self.color_fix, self.color_strength = upsample, color_fix, color_strength
         self.latent_tiles = {'tile': latent_tile, 'overlap': latent_overlap, 'batch': latent_tile_batch}
         self.encoder_tile, self.decoder_tile, self.statistics = vae_encoder_tile, vae_decoder_tile, vae_statistics
+        self.merge = merge
         self.training = None
         if opt.is_train:
             self.training = S3DiffTraining(self, neg_prob, generator_steps, gradient_checkpointing)
@@ -145,7 +153,7 @@ class S3DiffModel(BaseModel):
         """
         score = self.scores(lq) if score is None else score
         seeds = image_seeds(lq, self.seed) if seeds is None else seeds
-        parts = zip(*(one.split(together(lq)) for one in (lq, score, seeds)), strict=True)
+        parts = zip(*(one.split(self._together(lq)) for one in (lq, score, seeds)), strict=True)
         return torch.cat([self._restored(*part) for part in parts])
 
     def _restored(self, lq: Tensor, score: Tensor, seeds: Tensor) -> Tensor:
@@ -170,9 +178,21 @@ class S3DiffModel(BaseModel):
         with net.modulated(net.modulation(score)):
             moments = net.encode(x, self.encoder_tile, self.statistics)
             z = net.latent(moments, noise)
-            eps = guided(net.denoise, z, self.prompts, self.guidance, **self.latent_tiles)
+            with net.merged() if self._merges(z) else nullcontext():
+                eps = guided(net.denoise, z, self.prompts, self.guidance, **self.latent_tiles)
             x0 = net.clean(z, eps)
             return OneStep(moments, z, eps, x0, net.decode(x0, self.decoder_tile, self.statistics))
+
+    def _merges(self, z: Tensor) -> bool:
+        """Whether to merge for latents (n, 4, h, w); those of several images cannot share weights."""
+        if len(z) > 1 or self.merge == 'never':
+            return False
+        tile, overlap = self.latent_tiles['tile'], self.latent_tiles['overlap']
+        return self.merge == 'always' or passes(z, self.guidance, tile, overlap) >= MERGED_FROM
+
+    def _together(self, lq: Tensor) -> int:
+        """How many images of a batch are restored at once."""
+        return 1 if self.merge == 'always' else together(lq)
 
     def _embeddings(self) -> Prompts:
         """Of the two prompts, from their file or by SD-Turbo's text encoder, which is not kept."""

@@ -107,6 +107,10 @@ class FastLayer:
         self.packed: Kernel | None = None
         self.packed_of: tuple = ()
 
+    def __getstate__(self) -> dict:
+        """Without packed weights, which cannot be copied: copies of the network make their own."""
+        return vars(self) | {'packed': None, 'packed_of': ()}
+
     def kernel(self, dtype: torch.dtype) -> Kernel:
         """Of the layer itself; in bfloat16 packed, as long as the weight stays what it is."""
         weight, bias = self.base.weight, self.base.bias
