@@ -122,8 +122,8 @@ class Experiment:
         for key in ('iter', 'optimizers', 'schedulers'):
             if key not in state:
                 raise CheckpointError(f'{path}: not a training state, it has no {key!r}')
-        left_out = {f'network_{label}' for label in getattr(model, 'unsaved', ())} | {*self.opt.path.ignore_resume_networks}
-        labels = [label for label in model.nets if f'network_{label}' not in left_out]
+        unsaved, left_out = getattr(model, 'unsaved', ()), self.opt.path.ignore_resume_networks
+        labels = [label for label in model.nets if label not in unsaved and f'network_{label}' not in left_out]
         if contents is None:
             models = path.parent.parent / 'models'
             files = {label: models / f'net_{label}_{state["iter"]}.pth' for label in labels}
