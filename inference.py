@@ -2,6 +2,7 @@
 
 python inference.py -i testset/lq_x4 --gt testset/gt
 python inference.py -i photo.jpg 'scans/*.tif' -o restored -m ATD-demo_x2
+python inference.py model.safetensors photo.jpg
 accelerate launch inference.py -i folder --opt options/test/ATD/ATD-demo_x4.yml --weights net_g_latest.pth
 """
 
@@ -47,12 +48,12 @@ def main() -> int:
     if args.list:
         print(model_list())
         return 0
-    name = args.model or (None if args.opt else DEFAULT_MODEL)
+    name = args.model or (None if args.opt or args.weights else DEFAULT_MODEL)
     if args.offline:
         os.environ['BASICSR_OFFLINE'] = '1'
     if args.accept_license:
         os.environ[ACCEPTED] = '1'
-    folder = Path(args.output or Path('results/inference') / (name or Path(args.opt).stem))
+    folder = Path(args.output or Path('results/inference') / (name or Path(args.opt or args.weights).stem))
     sources = find_pictures(args.input)
     jobs = plan_outputs(sources, folder, args.suffix, args.ext, args.existing)
     maps = args.maps or ()
@@ -71,7 +72,7 @@ def main() -> int:
         restorer = Restorer(model, **settings, dtype=args.dtype)
         LOGGER.info(
             '%s (x%d) on %s%s in %s: %d pictures -> %s',
-            name or args.opt,
+            name or args.opt or args.weights,
             model.scale,
             device,
             f' x {world}' if world > 1 else '',
@@ -93,11 +94,17 @@ def main() -> int:
 def parse_arguments() -> argparse.Namespace:
     parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
+    add('files', nargs='*', metavar='FILE', help='pictures, as -i; a first one MODEL.safetensors is the model')
     add('-i', '--input', nargs='+', action='extend', default=[], metavar='PATH', help='files, folders or globs')
     add('-o', '--output', metavar='FOLDER', help='default: results/inference/MODEL')
     add('-m', '--model', metavar='NAME', help=f'a model that --list shows; default: {DEFAULT_MODEL}')
     add('--opt', metavar='FILE', help='an option file that describes the model, in place of -m')
-    add('--weights', metavar='FILE|URL', help='with --opt: its weights; default: those that the option file names')
+    add(
+        '--weights',
+        metavar='FILE|URL',
+        help='with --opt: its weights; default: those that the option file names. Without: a model file that describes'
+        ' itself (scripts/export_model.py writes them)',
+    )
     add(
         '--force_yml',
         nargs='+',
@@ -166,12 +173,15 @@ def parse_arguments() -> argparse.Namespace:
         ' are downloaded; without, a terminal is asked',
     )
     args = parser.parse_args()
+    if args.files and args.files[0].endswith('.safetensors'):
+        if args.weights or args.model:
+            parser.error(f'{args.files[0]} is a model, and another one is named too')
+        args.weights = args.files.pop(0)
+    args.input += args.files
     if not args.list and not args.input:
         parser.error('name at least one picture, folder or glob with -i')
-    if args.opt and args.model:
-        parser.error('-m and --opt exclude each other')
-    if args.weights and not args.opt:
-        parser.error('--weights needs --opt, which describes their network')
+    if args.model and (args.opt or args.weights):
+        parser.error('-m excludes --opt and --weights')
     if args.outscale and args.gt:
         parser.error("--gt compares with pictures of the model's own scale: it excludes --outscale")
     return args

@@ -47,7 +47,7 @@ def _summary(opt: Options, model, losses: dict[str, float], seconds: float, item
     return [
         f'data            {items} training items; every file of every data set was decoded without fault',
         *networks,
-        f'FLOPs           {_flops(model, lq[:1]) / 1e9:,.2f} G for one lq of {lq.shape[-1]}x{lq.shape[-2]} (forward)',
+        f'FLOPs           {flops(model, lq[:1]) / 1e9:,.2f} G for one lq of {lq.shape[-1]}x{lq.shape[-2]} (forward)',
         f'peak memory     {_peak_memory(lq.device) / 2**30:.2f} GiB for a batch of {len(lq)}',
         f'speed           {1 / seconds:.3f} iterations per second, {seconds:.3f} s each',
         f'time            {duration} for {opt.train.total_iter} iterations, validation not counted',
@@ -57,7 +57,7 @@ def _summary(opt: Options, model, losses: dict[str, float], seconds: float, item
     ]
 
 
-def _flops(model, lq: torch.Tensor) -> int:
+def flops(model, lq: torch.Tensor) -> int:
     """Multiplications and additions of restoring one image, as torch counts them.
 
     Counted on copies without data: on a CPU the counter does not see into fused attention.

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from basicsr.metrics.evaluate import build_metrics, metric_sections, score
+from basicsr.model_file import described_options, read_description
 from basicsr.models import build_model
 from basicsr.models.base_model import BaseModel
 from basicsr.models.restorer import Restorer
@@ -47,7 +48,9 @@ class Outcome:
 def load_model(
     name: str | None, option_file: str | None, weights: str | None, offline: bool, overrides: Sequence[str] = ()
 ) -> BaseModel:
-    """The model of a name in models.yml, or of an option file, with its weights; on the CPU.
+    """The model of a name in models.yml, of an option file, or of a file of weights alone that describes itself.
+
+    With its weights, on the CPU.
 
     A file of weights that holds several networks feeds each that restoring needs; one network's file feeds network_g.
 
@@ -60,11 +63,16 @@ def load_model(
         option_file, path = str(known.option_file), known.weights_file(offline)
     else:
         path = None if weights is None else local_path(weights, offline)
+    if option_file is None:
+        about = read_description(path)
+        if about is None:
+            raise UserError(f'{path} does not describe its network: name an option file that does with --opt')
+        return build_model(described_options(about, path.resolve(), overrides))
     opt = load_options(option_file, is_train=False, overrides=overrides, check_files=False)
     if path is not None:
-        overrides = [*_overrides(opt, path.resolve()), *overrides]
+        overrides = [*weights_overrides(opt, path.resolve()), *overrides]
         opt = load_options(option_file, is_train=False, overrides=overrides, check_files=False)
-    for label in _needed(opt):
+    for label in needed_networks(opt):
         if label not in opt.path.pretrained:
             key = f'pretrain_network_{label}'
             if path is None:
@@ -73,16 +81,16 @@ def load_model(
     return build_model(opt)
 
 
-def _needed(opt: Options) -> list[str]:
+def needed_networks(opt: Options) -> list[str]:
     """The networks that restoring needs."""
     model = MODEL_REGISTRY.get(opt.model_type)
     return [label for label in opt.networks if label not in model.training_only]
 
 
-def _overrides(opt: Options, path: Path) -> list[str]:
-    """What the option file would say of `path`, which may hold one network or several."""
+def weights_overrides(opt: Options, path: Path) -> list[str]:
+    """What an option file would say of the weights in `path`, which may hold one network or several."""
     content, parts = read_checkpoint(path), {}
-    for label in _needed(opt):
+    for label in needed_networks(opt):
         published = getattr(ARCH_REGISTRY.get(opt.networks[label]['type']), 'published_keys', ())
         parts[label] = next((key for key in (*published, label) if has_part(content, key)), None)
     if not any(parts.values()):

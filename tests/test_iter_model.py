@@ -8,7 +8,7 @@ import torch
 from iter_fixture import NETWORK, VQGAN, images, options, tiny_model
 from torch import Tensor
 
-from basicsr.dry_run import _flops
+from basicsr.dry_run import flops
 from basicsr.models import build_model, iter_model
 from basicsr.models.iter_model import ITERModel
 from basicsr.models.restorer import Restorer
@@ -246,7 +246,7 @@ def test_bf16_restores_nearly_the_same():
 
 
 def test_the_cost_of_all_steps_can_be_counted_without_data(model):
-    counts = [_flops(model, images(1, height, 16)) for height in (16, 48)]
+    counts = [flops(model, images(1, height, 16)) for height in (16, 48)]
     assert 1.9 < counts[1] / counts[0] < 2.1 and counts[0] > 0
 
 

@@ -10,7 +10,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from basicsr.archs.blocks.attention import exact_type
+from basicsr.archs.blocks.attention import exact_type, without_autocast
 from basicsr.archs.blocks.conv import pixel_shuffles
 
 # Fewer pixels than this, the edges not counted, do not repay the composition of the kernel (measured, x2 to x4).
@@ -56,7 +56,7 @@ class LinearTail(nn.Sequential):
         reach the parameters.
         """
         exact = exact_type(self[1].weight.dtype)
-        with torch.autocast(device.type, enabled=False):
+        with without_autocast(device):
             weight, bias = self[1].weight.to(exact), self[1].bias.to(exact)
             if colors is not None:
                 mix = colors.weight[:, :, 0, 0].to(exact)

@@ -1,0 +1,87 @@
+"""Write a model as one file that describes itself: its weights, its network, where it is from and how good it is.
+
+python scripts/export_model.py -m ATD-demo_x4 -o atd_x4.safetensors
+python scripts/export_model.py --opt options/test/ATD/ATD-quick_x2.yml --weights net_g_latest.pth -o my.safetensors \\
+    --half --scores results/ATD-quick_x2/scores.csv --licence CC-BY-4.0 --source https://my.page
+
+`python inference.py my.safetensors photo.jpg` needs nothing else; spandrel and chaiNNer read ATD's. The metadata hold
+the network's options and results; `basicsr info my.safetensors` shows them.
+"""
+
+import argparse
+import csv
+import sys
+from pathlib import Path
+from statistics import fmean
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from basicsr.model_file import Description, described, read_description, write_model_file
+from basicsr.restoring import load_model, needed_networks
+from basicsr.utils.cli import run
+from basicsr.utils.registry import UserError
+from basicsr.utils.zoo import find_model
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('-m', '--model', metavar='NAME', help='a model that inference.py --list shows')
+    parser.add_argument('--opt', metavar='FILE', help='in place of -m: the option file that describes the model')
+    parser.add_argument('--weights', metavar='FILE|URL', help='with --opt: its weights')
+    parser.add_argument('-o', '--output', type=Path, required=True, metavar='FILE', help='the .safetensors to write')
+    parser.add_argument('--half', action='store_true', help='floating-point tensors in half precision')
+    parser.add_argument('--scores', type=Path, metavar='CSV', help='scores.csv of test.py: their means are written too')
+    parser.add_argument('--licence', default='', help='of the weights; of a model with a name: as --list says')
+    parser.add_argument('--source', default='', help='where the weights come from')
+    parser.add_argument('--note', default='', help='a line for people')
+    parser.add_argument('--overwrite', action='store_true', help='replace an existing file')
+    args = parser.parse_args()
+    if bool(args.model) == bool(args.opt):
+        raise UserError('name the model, either by -m or by --opt')
+    if args.output.suffix != '.safetensors':
+        raise UserError(f'{args.output}: a model file ends in .safetensors')
+    if args.output.exists() and not args.overwrite:
+        raise UserError(f'{args.output} exists; --overwrite replaces it')
+    export(args)
+    about = read_description(args.output)
+    print(f'{args.output}: {args.output.stat().st_size:,} bytes\n{about.options.rstrip()}')
+    return 0
+
+
+def export(args: argparse.Namespace) -> None:
+    known = find_model(args.model) if args.model else None
+    model = load_model(args.model, args.opt, args.weights, offline=False)
+    labels = needed_networks(model.opt)
+    states = {label: content['params'] for label, content in model.networks().items() if label in labels}
+    if args.half:
+        states = {
+            label: {name: value.half() if value.is_floating_point() else value for name, value in state.items()}
+            for label, state in states.items()
+        }
+    about = Description(
+        described(model.opt, tuple(labels)),
+        scores_card(args.scores) if args.scores else {},
+        args.licence or (known.licence if known else ''),
+        args.source or (known.source if known else ''),
+        args.note or (known.note if known else ''),
+    )
+    write_model_file(args.output, states, about)
+
+
+def scores_card(path: Path) -> dict[str, dict[str, float]]:
+    """The mean of each metric over the images of each data set in a scores.csv."""
+    try:
+        with path.open(newline='', encoding='utf-8') as file:
+            rows = list(csv.DictReader(file))
+        sets = dict.fromkeys(row['dataset'] for row in rows)
+        metrics = [name for name in rows[0] if name not in ('dataset', 'image')]
+        return {
+            name: {m: fmean(float(row[m]) for row in rows if row['dataset'] == name and row[m]) for m in metrics}
+            for name in sets
+        }
+    except (OSError, KeyError, IndexError, ValueError) as error:
+        raise UserError(f'{path}: not a scores.csv of test.py ({error})') from None
+
+
+if __name__ == '__main__':
+    run(main)
