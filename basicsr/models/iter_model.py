@@ -8,6 +8,7 @@ import torch
 from pydantic import AfterValidator, NonNegativeInt
 from torch import Tensor, nn
 
+from basicsr.models.agreement import lacking
 from basicsr.models.base_model import BaseModel
 from basicsr.models.image_seeds import image_seeds
 from basicsr.models.iter_training import Stages, TokenTraining, check_training, with_fresh_token_nets
@@ -44,6 +45,8 @@ class ITERModel(BaseModel):
         whole_unit: extend sides that the network takes as they are too, by a whole unit, as published. The token nets
             look at all of an image, so the result without is a little another one, for less work.
         max_size: images of so many pixels squared, or more, are restored in tiles if none are asked for; 0 is never.
+        consistency: add to images what their bicubic reduction lacks to be lq, colours above all; for lq that was
+            reduced so.
         stages, lq_pixel_grad, net_d_init_iters: how it is trained, see TokenTraining.
     """
 
@@ -58,6 +61,7 @@ class ITERModel(BaseModel):
         seed: NonNegativeInt = 0,
         whole_unit: bool = True,
         max_size: NonNegativeInt = 720,
+        consistency: bool = False,
         stages: Stages = 'joint',
         lq_pixel_grad: bool = False,
         net_d_init_iters: NonNegativeInt = 0,
@@ -72,7 +76,7 @@ class ITERModel(BaseModel):
         if net.scale != opt.scale:
             raise OptionError(f'should be the scale of the file, {opt.scale}', ('network_g', 'scale_factor'))
         self.refinement, self.seed = Refinement(**(refinement or {})), seed
-        self.whole_unit, self.max_size = whole_unit, max_size
+        self.whole_unit, self.max_size, self.consistency = whole_unit, max_size, consistency
         if net.token_refine_net is None:
             self.maps = ()
             if refinement is not None:
@@ -147,7 +151,8 @@ class ITERModel(BaseModel):
         self, lq: Tensor, seeds: list[int], tiling: tuple[int, int, int], report: 'Report', with_maps: bool
     ) -> Tensor:
         nets, size = TokenTiles(self.eval_net('g'), *tiling), [side * self.scale for side in lq.shape[-2:]]
-        logits = nets.lq_logits(self.extended(lq))
+        lq = self.extended(lq)
+        logits = nets.lq_logits(lq)
         tokens, sound = logits.argmax(1), torch.isfinite(logits).flatten(1).all(1)
         del logits
         report(1)
@@ -158,13 +163,33 @@ class ITERModel(BaseModel):
             with getattr(nets.net, 'constant_weights', nullcontext)():
                 refined = refine_tokens(nets, tokens, how, draws, with_maps, lambda done, _: report(1 + done))
             tokens, sound = refined.tokens, sound & refined.sound
-        sr = nets.decode(tokens)
+        sr = self._decoded(nets, tokens, lq)
         if with_maps:
-            sr = torch.cat([sr, *process(nets, refined, sr)], 1)
+            sr = torch.cat([sr, *self._process(nets, refined, sr, lq)], 1)
         report(self.refinement.T + 2)
         # Tokens drawn from numbers that are none make an image all the same: it must not pass for a result.
         sr = torch.where(sound.view(-1, 1, 1, 1), sr, torch.nan)
         return sr[..., : size[0], : size[1]]
+
+    def _decoded(self, nets: TokenTiles, tokens: Tensor, lq: Tensor) -> Tensor:
+        sr = nets.decode(tokens)
+        return sr + lacking(sr, lq) if self.consistency else sr
+
+    def _process(self, nets: TokenTiles, refined: Refined, sr: Tensor, lq: Tensor) -> tuple[Tensor, Tensor]:
+        """The image after each step, (b, 3 * T, h, w), and the masks of what was kept for it, (b, T, h, w).
+
+        Maps before an image's first step are equal and decoded once; the last image is `sr`.
+        """
+        steps = len(refined.history)
+        images = []
+        for number, start in enumerate(refined.starts):
+            maps, own = refined.history[:, number], lq[number : number + 1]
+            decoded = {steps - 1: sr[number]}
+            for step in range(max(start - 1, 0), steps - 1):
+                decoded[step] = self._decoded(nets, maps[step : step + 1], own)[0]
+            images.append(torch.cat([decoded[min(max(step, start - 1), steps - 1)] for step in range(steps)]))
+        masks = refined.masks.transpose(0, 1).to(sr.dtype)
+        return torch.stack(images), nn.functional.interpolate(masks, sr.shape[-2:], mode='nearest')
 
     def extended(self, lq: Tensor) -> Tensor:
         """Images with the sides that the network takes."""
@@ -206,23 +231,6 @@ class Report:
     def __call__(self, done: int) -> None:
         if self.progress:
             self.progress(self.before + done, self.total)
-
-
-def process(nets: TokenTiles, refined: Refined, sr: Tensor) -> tuple[Tensor, Tensor]:
-    """The image after each step, (b, 3 * T, h, w), and the masks of what was kept for it, (b, T, h, w).
-
-    Maps before an image's first step are equal and decoded once; the last image is `sr`.
-    """
-    steps = len(refined.history)
-    images = []
-    for number, start in enumerate(refined.starts):
-        maps = refined.history[:, number]
-        decoded = {steps - 1: sr[number]}
-        for step in range(max(start - 1, 0), steps - 1):
-            decoded[step] = nets.decode(maps[step : step + 1])[0]
-        images.append(torch.cat([decoded[min(max(step, start - 1), steps - 1)] for step in range(steps)]))
-    masks = refined.masks.transpose(0, 1).to(sr.dtype)
-    return torch.stack(images), nn.functional.interpolate(masks, sr.shape[-2:], mode='nearest')
 
 
 def _difference(state: dict[str, Tensor], vqgan: dict[str, Tensor]) -> str:

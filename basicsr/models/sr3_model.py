@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from pydantic import AfterValidator, NonNegativeInt, PositiveInt
 from torch import Tensor
-from torch.nn import functional as F
 
+from basicsr.models.agreement import lacking
 from basicsr.models.base_model import BaseModel
 from basicsr.models.diffusion import GaussianDiffusion
 from basicsr.models.diffusion_sampling import ImageNoise, Sampler, sample, snapshot_steps
@@ -311,12 +311,8 @@ def agreement(lq: Tensor, scale: int, multiple: int) -> Callable[[Tensor], Tenso
     """A function that gives padded images in [-1, 1] what their bicubic reduction lacks to be lq (b, 3, h, w)."""
     wanted, size = 2 * lq.float() - 1, [side * scale for side in lq.shape[-2:]]
 
-    def resized(image: Tensor, size: Sequence[int]) -> Tensor:
-        return F.interpolate(image, list(size), mode='bicubic', antialias=True)
-
     def correct(seen: Tensor) -> Tensor:
-        lacking = wanted - resized(seen[..., : size[0], : size[1]], wanted.shape[-2:])
-        return seen + pad_to_multiple(resized(lacking, size), multiple)
+        return seen + pad_to_multiple(lacking(seen[..., : size[0], : size[1]], wanted), multiple)
 
     return correct
 
