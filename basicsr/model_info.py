@@ -56,22 +56,31 @@ def about_file(path: str, size: Size) -> list[str]:
 
 def _fitting(place: Path) -> Iterator[Path]:
     """The option files for restoring, or else for training, whose networks have exactly the entries of a file."""
-    found = False
-    for file in (file for kind in ('test', 'train') for file in sorted((PROJECT / 'options' / kind).rglob('*.yml'))):
-        if found and file.parts[-3] == 'train':
-            return
-        try:
+    answers: dict[str, bool] = {}  # of option files with the same networks
+    for kind in ('test', 'train'):
+        for file in sorted((PROJECT / 'options' / kind).rglob('*.yml')):
             opt = load_options(file, is_train=False, check_files=False)
-            overrides = weights_overrides(opt, place.resolve())
-            opt = load_options(file, is_train=False, overrides=overrides, check_files=False)
-            for label in needed_networks(opt):
-                source = opt.path.pretrained[label].model_copy(update={'strict': True})
-                with warnings.catch_warnings(action='ignore'):  # torch's, that nothing is copied
-                    load_pretrained(_shape_of(opt, label), source, 'params_ema')
-        except (CheckpointError, OptionError, KeyError):
-            continue
-        found = True
-        yield file
+            networks = repr({label: opt.networks[label] for label in needed_networks(opt)})
+            if networks not in answers:
+                answers[networks] = _fits(file, place)
+            if answers[networks]:
+                yield file
+        if any(answers.values()):
+            return
+
+
+def _fits(file: Path, place: Path) -> bool:
+    try:
+        opt = load_options(file, is_train=False, check_files=False)
+        overrides = weights_overrides(opt, place.resolve())
+        opt = load_options(file, is_train=False, overrides=overrides, check_files=False)
+        for label in needed_networks(opt):
+            source = opt.path.pretrained[label].model_copy(update={'strict': True})
+            with warnings.catch_warnings(action='ignore'):  # torch's, that nothing is copied
+                load_pretrained(_shape_of(opt, label), source, 'params_ema')
+    except (CheckpointError, OptionError, KeyError):
+        return False
+    return True
 
 
 def _shape_of(opt: Options, label: str) -> nn.Module:

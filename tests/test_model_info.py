@@ -14,7 +14,7 @@ from basicsr.model_info import about_file, about_model
 from basicsr.restoring import load_model
 from basicsr.utils.checkpoint import CheckpointError
 from basicsr.utils.registry import UserError
-from basicsr.utils.zoo import FOLDER, find_model, known_models
+from basicsr.utils.zoo import find_model, known_models
 
 
 def info(*arguments: str) -> subprocess.CompletedProcess:
@@ -28,7 +28,8 @@ def test_every_model_with_a_name_has_a_system_a_size_a_cost_and_a_licence(name):
     lines = about_model(find_model(name), (64, 64))
     titles = [line.split()[0] for line in lines]
     assert {'model', 'system', 'network_g', 'FLOPs', 'weights', 'licence', 'from'} <= {*titles}
-    assert 'cannot be counted' not in '\n'.join(lines)
+    counted = 'cannot be counted' not in '\n'.join(lines)
+    assert counted or name == 'S3Diff_x4'  # SD-Turbo's prompts come under a licence that has to be accepted
 
 
 def test_its_numbers_are_those_of_the_network():
@@ -85,8 +86,8 @@ def test_a_size_is_width_and_height(size):
 
 
 def test_the_command_answers_in_lines_and_refuses_in_one():
-    good = info(str(FOLDER / 'SR3-demo_x4.safetensors'), '--size', '16x16')
-    assert good.returncode == 0 and 'SR3Model, x4' in good.stdout
+    good = info('SR3-demo_x4', '--size', '16x16')
+    assert good.returncode == 0 and 'SR3Model, x4' in good.stdout and 'lq of 16x16, in 20 steps' in good.stdout
     bad = info('ATD-dmo_x4')
     assert bad.returncode == 2 and bad.stderr.strip().count('\n') == 0
     assert "did you mean 'ATD-demo_x4'" in bad.stderr
