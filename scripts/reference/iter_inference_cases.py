@@ -8,7 +8,7 @@ from torch import Tensor
 
 from basicsr.archs.iter_arch import random_mask
 from basicsr.models import build_model
-from basicsr.models.iter_model import ITERModel, process
+from basicsr.models.iter_model import ITERModel
 from basicsr.models.token_refinement import (
     GivenNoise,
     Greedy,
@@ -124,7 +124,7 @@ def one_image(case: Case, model: ITERModel, image: Tensor) -> Iterator[tuple]:
     height, width = (side * model.scale for side in image.shape[-2:])
     yield within(case, 'out', model.restore(image) if noise[0] is None else sr[..., :height, :width])
     if case.args.get('inter'):
-        yield within(case, 'inter', sheet(*process(nets, refined, sr))[None, :, ::SHEET_STEP, ::SHEET_STEP])
+        yield within(case, 'inter', sheet(*model._process(nets, refined, sr, image))[None, :, ::SHEET_STEP, ::SHEET_STEP])
 
 
 def recorded(nets: TokenTiles, name: str) -> list[Tensor]:
