@@ -124,7 +124,8 @@ def one_image(case: Case, model: ITERModel, image: Tensor) -> Iterator[tuple]:
     height, width = (side * model.scale for side in image.shape[-2:])
     yield within(case, 'out', model.restore(image) if noise[0] is None else sr[..., :height, :width])
     if case.args.get('inter'):
-        yield within(case, 'inter', sheet(*model._process(nets, refined, sr, image))[None, :, ::SHEET_STEP, ::SHEET_STEP])
+        shown = sheet(*model._process(nets, refined, sr, image))
+        yield within(case, 'inter', shown[None, :, ::SHEET_STEP, ::SHEET_STEP])
 
 
 def recorded(nets: TokenTiles, name: str) -> list[Tensor]:
