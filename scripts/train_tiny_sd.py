@@ -6,7 +6,7 @@
 The autoencoder learns to code images (L1, and a little KL to N(0, 1)); its latents are then scaled to the deviation
 that SD-Turbo's have. The UNet learns the noise of latents at the last of the 1000 steps: of latents that are all but
 noise, as SD-Turbo did, and of latents as they are, which S3Diff gives it. SD-Turbo's size brings the latter along; tiny
-networks have to be taught. The weights in the folder are replaced, after about 20 minutes on one core.
+networks have to be taught. The weights in the folder are replaced, after about ten minutes of one core.
 """
 
 import argparse
