@@ -67,8 +67,8 @@ class S3DiffWork(nn.Module):
 
     def fill(self) -> None:
         """Give the network the weights that all networks of its layout share in this process."""
-        shapes = tuple((name, tuple(entry.shape)) for name, entry in self.g.state_dict().items())
-        self.g.load_state_dict(random_state(shapes), assign=True)
+        shapes = sorted((name, tuple(entry.shape)) for name, entry in self.g.state_dict().items())
+        self.g.load_state_dict(random_state(tuple(shapes)), assign=True)
 
     def forward(self, lq: Tensor) -> Tensor:
         x = F.interpolate(lq.float(), scale_factor=SCALE, mode='bilinear').mul(2).sub(1).clamp(-1, 1)
@@ -127,7 +127,7 @@ class S3DiffTranscription(S3DiffWork):
 def random_state(shapes: tuple[tuple[str, tuple[int, ...]], ...]) -> dict[str, Tensor]:
     """Weights of a layout, of usual size; both variants take them, for two such networks would fill a small machine."""
     random, state = torch.Generator().manual_seed(0), {}
-    for name, shape in sorted(shapes):
+    for name, shape in shapes:
         weight = torch.empty(shape)
         if len(shape) > 1:
             weight.normal_(0, weight[0].numel() ** -0.5, generator=random)
