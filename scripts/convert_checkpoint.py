@@ -11,6 +11,9 @@ python scripts/convert_checkpoint.py d2c_x4.safetensors checkpoint.pkl
 S3Diff's published s3diff.pkl becomes flat names, as in our own files, and either becomes an s3diff.pkl again:
 python scripts/convert_checkpoint.py s3diff.pkl s3diff.safetensors
 python scripts/convert_checkpoint.py net_g_latest.pth s3diff.pkl
+
+ITER's published files also hold what is computed, and parts twice; ours become such by their option file:
+python scripts/convert_checkpoint.py net_g_latest.pth ITER_x4.pth --opt options/test/ITER/ITER_x4.yml
 """
 
 import argparse
@@ -27,10 +30,13 @@ from torch import Tensor
 
 from basicsr.archs.blocks import s3diff_file
 from basicsr.archs.d2c_arch import D2CBranches, D2CFusion
-from basicsr.utils.checkpoint import has_part, network_state, read_checkpoint, write_atomically
+from basicsr.archs.iter_arch import ITER
+from basicsr.archs.swin_vqgan_arch import SwinVQGAN
+from basicsr.utils.checkpoint import has_part, load_network, network_state, read_checkpoint, write_atomically
 from basicsr.utils.cli import run
 from basicsr.utils.mge_export import megengine_pickle
-from basicsr.utils.registry import UserError
+from basicsr.utils.options import load_options
+from basicsr.utils.registry import ARCH_REGISTRY, UserError
 
 D2C = {'g': D2CBranches, 'f': D2CFusion}
 
@@ -39,21 +45,26 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('source', type=Path, help='a .pth, .pt, .pkl or .safetensors file')
     parser.add_argument(
-        'target', type=Path, help='the .safetensors file to write, or .pkl for D2C-SR or S3Diff as published'
+        'target', type=Path, help='the .safetensors file to write; as published: .pkl (D2C-SR, S3Diff), .pth (ITER)'
     )
     parser.add_argument('--key', default='params_ema', help='which entry of the file to take (params_ema, else params)')
     parser.add_argument('--fusion', type=Path, metavar='FILE', help="D2C-SR: network_f's file; source has network_g")
+    parser.add_argument('--opt', type=Path, metavar='FILE', help='ITER, to .pth: the option file with its network_g')
     parser.add_argument('--half', action='store_true', help='floating-point tensors in half precision')
     parser.add_argument('--overwrite', action='store_true', help='replace an existing target')
     args = parser.parse_args()
-    if args.target.suffix not in ('.safetensors', '.pkl'):
-        raise UserError(f'{args.target}: the target is a .safetensors file, or a .pkl file')
+    if args.target.suffix not in ('.safetensors', '.pkl', '.pth'):
+        raise UserError(f'{args.target}: the target is a .safetensors, a .pkl or a .pth file')
     if args.target.exists() and not args.overwrite:
         raise UserError(f'{args.target} exists; --overwrite replaces it')
+    if (args.target.suffix == '.pth') != (args.opt is not None):
+        raise UserError('a .pth file as ITER publishes it needs --opt, and nothing else does')
+    if args.half and args.target.suffix != '.safetensors':
+        raise UserError('--half is for .safetensors: the published form is float32')
     parts = read_parts(args.source, args.key, args.fusion)
-    if args.target.suffix == '.pkl':
-        if args.half:
-            raise UserError('--half is for .safetensors: the published form is float32')
+    if args.target.suffix == '.pth':
+        data = published_file(parts, args.source, args.opt)
+    elif args.target.suffix == '.pkl':
         data = published_pickle(parts, args.source)
     else:
         state = {f'{label}.{k}' if label else k: v for label, part in parts.items() for k, v in part.items()}
@@ -89,6 +100,17 @@ def read_parts(source: Path, key: str, fusion: Path | None) -> dict[str, Mapping
     if all(has_part(content, label) for label in D2C):
         return {label: network_state(content, label, str(source)) for label in D2C}
     return {'': network_state(content, key, str(source))}
+
+
+def published_file(parts: dict[str, Mapping[str, Tensor]], source: Path, option_file: Path) -> bytes:
+    """ITER's form of a network that an option file describes: with what is computed, and with copies."""
+    section = load_options(option_file, is_train=False, check_files=False).networks['g']
+    net = ARCH_REGISTRY.build(section)
+    if not isinstance(net, (ITER, SwinVQGAN)) or '' not in parts:
+        raise UserError(f'{option_file}: a .pth file is the published form of ITER and SwinVQGAN')
+    load_network(net, parts[''], str(source))
+    torch.save({'params': net.to_published(net.state_dict())}, written := io.BytesIO())
+    return written.getvalue()
 
 
 def published_pickle(parts: dict[str, Mapping[str, Tensor]], source: Path) -> bytes:

@@ -181,8 +181,8 @@ def test_impossible_conversions_are_refused(tmp_path):
     torch.save({'params': nets()[0].state_dict()}, tmp_path / 'net_g.pth')
     for arguments, message in (
         (('net_g.pth', 'x.pkl'), 'takes both networks of D2C-SR: name the other with --fusion'),
-        (('net_g.pth', 'x.npz'), 'the target is a .safetensors file, or a .pkl file'),
-        (('net_g.pth', 'net_g.pth'), 'the target is a .safetensors file, or a .pkl file'),
+        (('net_g.pth', 'x.npz'), 'the target is a .safetensors, a .pkl or a .pth file'),
+        (('net_g.pth', 'net_g.pth'), 'net_g.pth exists; --overwrite replaces it'),
     ):
         with pytest.raises(UserError, match=message):
             converted(*(tmp_path / name for name in arguments))
