@@ -52,13 +52,13 @@ def sd_folder(location: str, parts: Iterable[str], offline: bool | None = None) 
     owner, _, name = location.partition('/')
     if not owner or not name or '/' in name or '\\' in location or owner in ('.', '..', '~'):
         raise UserError(f'{location}: no such folder, and no name on the hub such as stabilityai/sd-turbo (sd_path)')
-    hub = optional('huggingface_hub', 's3diff')
-    caches = (cache_folder() / 'hub', Path(hub.constants.HF_HUB_CACHE))
+    hub, constants = (optional(name, 's3diff') for name in ('huggingface_hub', 'huggingface_hub.constants'))
+    caches = (cache_folder() / 'hub', Path(constants.HF_HUB_CACHE))
     for cache in caches:
         found = _snapshot(hub, location, parts, cache, local_files_only=True)
         if found is not None and not _missing(found, parts):
             return found
-    if _is_offline(offline, hub):
+    if _is_offline(offline, constants):
         places = ' or '.join(map(str, caches))
         raise DownloadError(f'{location}: not in the cache ({places}) and downloads are off (offline)')
     caches[0].mkdir(parents=True, exist_ok=True)
@@ -127,10 +127,10 @@ def accept_licence(name: str) -> None:
         raise UserError(f'{name}: its licence was not accepted, and nothing was downloaded')
 
 
-def _is_offline(offline: bool | None, hub) -> bool:
+def _is_offline(offline: bool | None, constants) -> bool:
     if offline is not None:
         return offline
-    return os.environ.get('BASICSR_OFFLINE', '0') not in ('', '0') or hub.constants.HF_HUB_OFFLINE
+    return os.environ.get('BASICSR_OFFLINE', '0') not in ('', '0') or constants.HF_HUB_OFFLINE
 
 
 def _snapshot(hub, name: str, parts: tuple[str, ...], cache: Path, local_files_only: bool) -> Path | None:
