@@ -12,7 +12,7 @@ from training_fixture import forget_accelerate
 
 from basicsr.models.base_model import BaseModel
 from basicsr.models.optimizer_step import optimizer_step
-from basicsr.models.s3diff_training import S3DiffTraining
+from basicsr.models.s3diff_training import S3DiffTraining, check_training
 from basicsr.utils.options import parse_options
 from basicsr.utils.registry import ARCH_REGISTRY, MODEL_REGISTRY
 
@@ -79,6 +79,7 @@ class PlainS3DiffModel(BaseModel):
     averaged = ()
 
     def __init__(self, opt, neg_prob: float = 0.0, generator_steps: str = 'two', sample_posterior: bool = False):
+        check_training(opt, neg_prob)
         super().__init__(opt)
         torch.manual_seed(5)
         self.prompts = torch.randn(1, 4, 5), torch.randn(1, 4, 5)

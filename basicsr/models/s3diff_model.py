@@ -13,7 +13,7 @@ from basicsr.models.base_model import BaseModel
 from basicsr.models.image_seeds import image_seeds
 from basicsr.models.latent_tiles import guided, passes
 from basicsr.models.prompts import NEGATIVE, POSITIVE, Prompts, prompts_of, read_prompts
-from basicsr.models.s3diff_training import GeneratorSteps, S3DiffTraining
+from basicsr.models.s3diff_training import GeneratorSteps, S3DiffTraining, check_training
 from basicsr.utils.checkpoint import CheckpointError, read_checkpoint
 from basicsr.utils.color_fix import ColorFix, fix_color
 from basicsr.utils.options import Options
@@ -104,6 +104,8 @@ class S3DiffModel(BaseModel):
             raise OptionError(f'should be a multiple of {ENCODER_UNIT}, got {vae_encoder_tile}', ('vae_encoder_tile',))
         if sd_path is None and prompt_embeddings is None:
             raise OptionError('prompts need sd_path, or prompt_embeddings', ('sd_path',))
+        if opt.is_train:
+            check_training(opt, neg_prob)
         self.texts, self.prompt_embeddings = (positive_prompt, negative_prompt), prompt_embeddings
         self.folder = None
         if sd_path is not None:

@@ -48,7 +48,6 @@ class S3DiffTraining:
     def __init__(
         self, model: BaseModel, neg_prob: float, generator_steps: GeneratorSteps, gradient_checkpointing: bool
     ):
-        check_training(model.opt, neg_prob)
         self.model, self.neg_prob, self.generator_steps = model, neg_prob, generator_steps
         self.adversary = Adversary(model) if 'd' in model.nets else None
         self.waiting: list[Given] = []  # micro-batches that the second step of network_g will learn from
