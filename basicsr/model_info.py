@@ -116,7 +116,11 @@ def _cost(opt: Options, height: int, width: int) -> str:
 
 def _results(about: Description | None) -> list[str]:
     rows = about.card.items() if about is not None else ()
-    return [_line('results', f'{name}: {", ".join(f"{k} {v:.4g}" for k, v in row.items())}') for name, row in rows]
+    return [_line('results', f'{name}: {", ".join(_score(k, v) for k, v in row.items())}') for name, row in rows]
+
+
+def _score(metric: str, value: float) -> str:
+    return f'{metric} {value:.2f}' if abs(value) >= 10 else f'{metric} {value:.4f}'
 
 
 def _tensors(content) -> Iterator[torch.Tensor]:

@@ -1,6 +1,7 @@
 """Command lines of train.py and test.py: BasicSR's flags, overrides, and one line instead of a traceback."""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 
@@ -35,5 +36,8 @@ def run(main: Callable[[], int]) -> None:
         status = 2
     except KeyboardInterrupt:
         status = 130
+    except BrokenPipeError:  # whoever reads what is printed, such as `head`, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 0
     sys.stdout.flush()
     sys.exit(status)
