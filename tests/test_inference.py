@@ -271,7 +271,8 @@ def test_ground_truth_that_does_not_match_is_named(call, tiny, tmp_path):
     (['-i', 'a.png', '--tile', 'big'], 'invalid int value'),
     (['-i', 'a.png', '--device', 'abacus'], '--device abacus'),
     (['-i', 'a.png', '--weight'], '--weight'),
-    (['-i', 'a.png', '-m', 'x'], '-m and --opt exclude each other'),
+    (['-i', 'a.png', '-m', 'x'], '-m excludes --opt and --weights'),
+    (['m.safetensors', 'a.png'], 'm.safetensors is a model, and another one is named too'),
     (['-i', 'a.png', '--gt', 'none'], 'no such folder of ground truth'),
 ])  # fmt: skip
 def test_bad_usage_is_one_line_and_status_two(call, tiny, tmp_path, arguments, reason):
@@ -284,7 +285,7 @@ def test_bad_usage_is_one_line_and_status_two(call, tiny, tmp_path, arguments, r
 
 @pytest.mark.parametrize(('arguments', 'reason'), [
     (['-m', '001_ATD_SRx2_finetun'], "did you mean '001_ATD_SRx2_finetune'?"),
-    (['--weights', 'a.pth'], '--weights needs --opt'),
+    (['--weights', 'other.pth'], 'does not describe its network: name an option file that does with --opt'),
     (['--opt', 'none.yml'], 'none.yml: no such option file'),
     (['--opt', 'tiny.yml'], 'names no weights'),
     (['--opt', 'tiny.yml', '--weights', 'none.pth'], 'none.pth: no such file'),
