@@ -1,13 +1,17 @@
 """How train.py and test.py start and end: processes, device, precision, gradient accumulation, trackers."""
 
 import os
+import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration
 
+from basicsr import __version__
 from basicsr.utils.messages import start_logging
 from basicsr.utils.options import Options
 from basicsr.utils.registry import OptionError, UserError
@@ -45,6 +49,23 @@ def build_accelerator(opt: Options) -> Accelerator:
         )
     except ValueError as error:
         raise OptionError(f'train:mixed_precision: {error}', ('train', 'mixed_precision')) from None
+
+
+def environment(accelerator: Accelerator) -> str:
+    """What the numbers of a run depend on besides its options: versions, and the devices with their name."""
+    device = accelerator.device
+    name = torch.cuda.get_device_name(device) if device.type == 'cuda' else _processor()
+    versions = f'basicsr {__version__}, Python {platform.python_version()}, torch {torch.__version__}'
+    return f'{versions}, numpy {np.__version__}; {device.type} x {accelerator.num_processes} ({name})'
+
+
+def _processor() -> str:
+    try:
+        lines = Path('/proc/cpuinfo').read_text(encoding='utf-8', errors='replace').splitlines()
+    except OSError:  # not on Linux
+        lines = []
+    names = [line.partition(':')[2].strip() for line in lines if line.startswith('model name')]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def start_trackers(opt: Options, accelerator: Accelerator) -> None:

@@ -14,11 +14,11 @@ if not __package__:  # run as a script: its folder gives way to the checkout, be
 import time
 
 from basicsr.evaluation import Evaluation
-from basicsr.launch import launched, start_terminal
+from basicsr.launch import environment, launched, start_terminal
 from basicsr.metrics.summary import latex_row, markdown_table, scores_csv
 from basicsr.models import build_model
 from basicsr.utils.cli import option_parser, run
-from basicsr.utils.experiment import archive
+from basicsr.utils.experiment import archive, option_copy
 from basicsr.utils.messages import LOGGER, start_logging
 from basicsr.utils.options import Options, load_options
 from basicsr.utils.registry import OptionError
@@ -45,6 +45,7 @@ def test(opt: Options, accelerator) -> dict[str, list[dict]]:
         accelerator.is_main_process,
         folder / f'test_{opt.name}_{time.strftime("%Y%m%d_%H%M%S")}.log' if accelerator.is_main_process else None,
     )
+    LOGGER.info('environment: %s', environment(accelerator))
     accelerator.wait_for_everyone()
     ending = opt.val.suffix or opt.name
 
@@ -71,7 +72,7 @@ def make_folder(folder: Path, opt: Options) -> None:
     try:
         archive(folder)
         folder.mkdir(parents=True)
-        (folder / Path(opt.file).name).write_text(opt.text, encoding='utf-8')
+        (folder / Path(opt.file).name).write_text(option_copy(opt.text), encoding='utf-8')
     except OSError as error:
         raise OptionError(f'{folder}: results cannot be written there: {error.strerror}') from None
 

@@ -35,7 +35,7 @@ def markdown_table(results: dict[str, list[dict]]) -> str:
     metrics = metric_names(results)
     lines = ['| data set | images | ' + ' | '.join(metrics) + ' |', '|---|---|' + '---|' * len(metrics)]
     for dataset, rows in results.items():
-        cells = [_with_interval(metric, [row[metric] for row in rows if metric in row]) for metric in metrics]
+        cells = [with_interval(metric, [row[metric] for row in rows if metric in row]) for metric in metrics]
         lines.append(f'| {dataset} | {len(rows)} | ' + ' | '.join(cells) + ' |')
     return '\n'.join(lines)
 
@@ -44,7 +44,7 @@ def latex_row(name: str, scale: int, results: dict[str, list[dict]]) -> str:
     """The row of a paper's table: name, scale, the first two metrics of each data set as `psnr/ssim`."""
     metrics = metric_names(results)[:2]
     cells = [
-        '/'.join(_number(metric, _mean([row[metric] for row in rows if metric in row])) for metric in metrics)
+        '/'.join(number(metric, _mean([row[metric] for row in rows if metric in row])) for metric in metrics)
         for rows in results.values()
         if any(metric in row for row in rows for metric in metrics)
     ]
@@ -56,17 +56,19 @@ def metric_names(results: dict[str, list[dict]]) -> list[str]:
     return list(dict.fromkeys(key for rows in results.values() for row in rows for key in row if key != 'image'))
 
 
-def _with_interval(metric: str, values: list[float]) -> str:
+def with_interval(metric: str, values: list[float]) -> str:
+    """Mean and 95% interval as the tables show them; a dash where there are no values."""
     if not values:
         return '-'
     low, high = confidence_interval(values)
-    interval = '' if math.isnan(low) else f' [{_number(metric, low)}, {_number(metric, high)}]'
-    return _number(metric, _mean(values)) + interval
+    interval = '' if math.isnan(low) else f' [{number(metric, low)}, {number(metric, high)}]'
+    return number(metric, _mean(values)) + interval
 
 
 def _mean(values: list[float]) -> float:
     return float(np.mean(values)) if values else math.nan
 
 
-def _number(metric: str, value: float) -> str:
+def number(metric: str, value: float) -> str:
+    """A score with the decimals that its metric is published with."""
     return f'{value:.2f}' if 'psnr' in metric.lower() else f'{value:.4f}'

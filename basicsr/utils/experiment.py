@@ -68,8 +68,7 @@ class Experiment:
             start_logging(True, self.folder / f'train_{self.opt.name}_{stamp}.log')
             if self.opt.text:
                 copy = self.folder / Path(self.opt.file).name
-                head = f'# GENERATE TIME: {time.ctime()}\n# CMD: {shlex.join(sys.argv)}\n\n'
-                copy.write_text(head + self.opt.text, encoding='utf-8')
+                copy.write_text(option_copy(self.opt.text), encoding='utf-8')
         except OSError as error:
             raise OptionError(f'{self.folder}: the experiment cannot be written there: {error.strerror}') from None
 
@@ -315,6 +314,11 @@ def _iteration_of(line: str) -> float:
         return json.loads(line)['iter']
     except (ValueError, KeyError, TypeError):
         return math.inf
+
+
+def option_copy(text: str) -> str:
+    """An option file as a run keeps it, with when it began and by what command."""
+    return f'# GENERATE TIME: {time.ctime()}\n# CMD: {shlex.join(sys.argv)}\n\n{text}'
 
 
 def archive(folder: Path) -> None:
