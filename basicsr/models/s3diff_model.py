@@ -60,8 +60,8 @@ class S3DiffModel(BaseModel):
         vae_encoder_tile, vae_decoder_tile: pixels and latents; larger images are encoded and decoded in tiles; 0 never.
         vae_statistics: see encode_tiled.
         merge: whether what the image's degradation adds to the UNet's weights is added up once for all of its tiles and
-            both prompts: the same but for rounding. 'auto' does it for MERGED_FROM of them, 'always' takes images one
-            by one.
+            both prompts: the same but for rounding. 'auto' does it for MERGED_FROM of them, but not on a CPU; 'always'
+            takes images one by one.
         neg_prob, generator_steps, gradient_checkpointing: how it is trained, see S3DiffTraining.
     """
 
@@ -190,7 +190,10 @@ class S3DiffModel(BaseModel):
         if len(z) > 1 or self.merge == 'never':
             return False
         tile, overlap = self.latent_tiles['tile'], self.latent_tiles['overlap']
-        return self.merge == 'always' or passes(z, self.guidance, tile, overlap) >= MERGED_FROM
+        often = passes(z, self.guidance, tile, overlap) >= MERGED_FROM
+        # On a CPU layers merge in each call where that repays, see FastLayer; merging all once took the time that 3
+        # tiles of float32 save, and 15 of bfloat16, and the memory of the weights.
+        return self.merge == 'always' or (often and z.device.type != 'cpu')
 
     def _together(self, lq: Tensor) -> int:
         """How many images of a batch are restored at once."""
