@@ -62,7 +62,7 @@ def train(name: str, *changes: str, resume: bool = False, file: Path = TINY) -> 
 
 def saved(name: str, iteration: int) -> dict:
     folder = Path('experiments', name)
-    networks = {label: read_checkpoint(folder / 'models' / f'net_{label}_{iteration}.pth') for label in 'gd'}
+    networks = {k: read_checkpoint(folder / 'models' / f'net_{k}_{iteration}.pth') for k in ('g', 'd', 'de')}
     return {**networks, 'state': read_checkpoint(folder / 'training_states' / f'{iteration}.state')}
 
 
@@ -154,7 +154,7 @@ def test_checkpoints_hold_what_is_trained_and_restore_the_same_images():
     seed_all(derived_seed(0))  # as train.py does before it builds
     model = build_model(options())
     assert content['g']['params'].keys() == model.nets['g'].own_names()
-    assert not Path('experiments/kept/models/net_de_2.pth').exists()
+    assert all(torch.equal(content['de']['params'][n], v) for n, v in model.nets['de'].state_dict().items())
     assert all(name.startswith('decoder.') for name in content['d']['params'])
     base = {name: value for name, value in model.nets['g'].state_dict().items() if name not in content['g']['params']}
     again = build_model(options('path:pretrain_network_g=experiments/kept/models/net_g_2.pth'))
@@ -164,6 +164,12 @@ def test_checkpoints_hold_what_is_trained_and_restore_the_same_images():
         n for n, value in content['g']['params'].items() if not torch.equal(value, model.nets['g'].state_dict()[n])
     }
     assert 'W' not in changed and len(changed) > 0.9 * len(content['g']['params'])
+
+
+def test_an_estimator_that_came_from_a_file_is_not_saved_again():
+    train('first')
+    train('second', 'path:pretrain_network_de=experiments/first/models/net_de_2.pth')
+    assert sorted(file.name[:6] for file in Path('experiments/second/models').glob('*_2.pth')) == ['net_d_', 'net_g_']
 
 
 def test_first_weights_of_another_rank_are_refused_or_taken():

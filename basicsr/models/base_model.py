@@ -28,7 +28,7 @@ class BaseModel:
     training_only: tuple[str, ...] = ('d',)  # networks that restoring does not need
     always_trained: tuple[str, ...] = ('g',)  # networks that every training needs an optimizer for
     averaged: tuple[str, ...] = ('g',)  # networks that ema_decay averages, where they are trained
-    unsaved: tuple[str, ...] = ()  # networks that are never trained, of which checkpoints have no copy
+    unsaved: tuple[str, ...] = ()  # networks that stay what a file has, of which checkpoints have no copy
     size_multiple = 1
     tiles_itself = False  # restore is given whole images, and the tiles to work in (see Restorer)
     maps: tuple[str, ...] = ()  # what `restore_with_maps` gives beside the image

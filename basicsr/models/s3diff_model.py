@@ -67,7 +67,6 @@ class S3DiffModel(BaseModel):
 
     loss_names = ('pixel', 'perceptual', 'gan')
     averaged = ()
-    unsaved = ('de',)
 
     def __init__(
         self,
@@ -112,6 +111,7 @@ class S3DiffModel(BaseModel):
             encoder = () if prompt_embeddings else ('text_encoder', 'tokenizer')
             self.folder = sd_folder(sd_path, ('unet', 'vae', *encoder))
         super().__init__(opt)
+        self.unsaved = ('de',) if 'de' in opt.path.pretrained else ()  # a random one is nowhere else
         self.embeddings = self._embeddings()
         self.guidance, self.sample_posterior, self.seed = guidance_scale, sample_posterior, seed
         self.upsample, self.color_fix, self.color_strength = upsample, color_fix, color_strength
