@@ -23,7 +23,7 @@ Size = tuple[int, int]
 
 def about_model(known: KnownModel, size: Size) -> list[str]:
     """The lines on a model that has a name; its weights are not fetched."""
-    opt = load_options(known.option_file, is_train=False, check_files=False)
+    opt = load_options(known.option_file, is_train=False, overrides=known.overrides, check_files=False)
     lines = [_line('model', f'{known.name} ({known.note})'), *_networks(opt, size)]
     state = {'bundled': 'bundled', 'here': 'here', 'by hand': f'to be fetched from {known.page}'}
     lines.append(_line('weights', state.get(known.state(), known.weights)))

@@ -61,6 +61,7 @@ def load_model(
     if name is not None:
         known = find_model(name)
         option_file, path = str(known.option_file), known.weights_file(offline)
+        overrides = [*known.overrides, *overrides]
     else:
         path = None if weights is None else local_path(weights, offline)
     if option_file is None:

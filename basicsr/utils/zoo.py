@@ -23,10 +23,16 @@ class KnownModel:
     note: str
     sha256: str | None = None
     page: str | None = None
+    sd_path: str | None = None
 
     @property
     def option_file(self) -> Path:
         return PROJECT / self.options
+
+    @property
+    def overrides(self) -> list[str]:
+        """What replaces values of the option file, wherever a program is started."""
+        return [f'model:sd_path={FOLDER / self.sd_path}'] if self.sd_path else []
 
     def weights_file(self, offline: bool | None = None) -> Path:
         """The weights on this machine, downloaded if need be. Raises DownloadError that says how to get them."""
