@@ -9,12 +9,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration
+from accelerate.utils import DistributedType, GradientAccumulationPlugin, ProjectConfiguration
 
 from basicsr import __version__
 from basicsr.utils.messages import start_logging
 from basicsr.utils.options import Options
 from basicsr.utils.registry import OptionError, UserError
+
+SPLITTING = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 
 
 def start_terminal() -> None:
@@ -40,7 +42,7 @@ def build_accelerator(opt: Options) -> Accelerator:
     steps, precision = (opt.train.gradient_accumulation_steps, opt.train.mixed_precision) if opt.train else (1, 'no')
     parallel = DistributedDataParallelKwargs(find_unused_parameters=opt.find_unused_parameters)
     try:
-        return Accelerator(
+        accelerator = Accelerator(
             cpu=opt.device == 'cpu' or not (torch.cuda.is_available() or torch.backends.mps.is_available()),
             mixed_precision=precision,
             kwargs_handlers=[parallel],
@@ -49,6 +51,12 @@ def build_accelerator(opt: Options) -> Accelerator:
         )
     except ValueError as error:
         raise OptionError(f'train:mixed_precision: {error}', ('train', 'mixed_precision')) from None
+    if accelerator.distributed_type in SPLITTING:
+        kind = accelerator.distributed_type.value
+        raise UserError(
+            f'accelerate is configured for {kind}, which splits networks; a network is whole on each device here'
+        )
+    return accelerator
 
 
 def environment(accelerator: Accelerator) -> str:
