@@ -209,8 +209,8 @@ def images(gallery: Gallery) -> str:
     said += [f'{_counted(count)} shown without {what}.' for what, count in gallery.missing.items()]
     parts = [f'<p class="notice">{text(line)}</p>' for line in said]
     if gallery.shots:
-        parts.append('<noscript><p class="notice">Zoom and differences need JavaScript.</p></noscript>')
         parts.append('<div id="viewer" hidden></div><div id="gallery">')
+        parts.append('<p class="notice">Zoom and differences need JavaScript.</p>')
     several = len({shot.dataset for shot in gallery.shots}) > 1
     for place, shot in enumerate(gallery.shots):
         name = text(f'{shot.dataset}: {shot.key}' if several else shot.key)

@@ -26,6 +26,7 @@
 
   function choice(label, entries) {
     const select = element('select', {}, ...entries.map(([value, text]) => new Option(text, value)));
+    select.setAttribute('aria-label', label);
     return [select, element('label', {}, label, select)];
   }
 
