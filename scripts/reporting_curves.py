@@ -62,9 +62,9 @@ def read_training(folder: Path) -> Training:
     if unread == [len(lines)]:
         training.notices.append(f'{file}: its last line is torn and was passed over')
     elif unread:
-        training.notices.append(f'{file}: {len(unread)} lines are no records, the first is line {unread[0]}')
+        training.notices.append(f'{file}: lines that are no records: {len(unread)}, the first is line {unread[0]}')
     if infinite:
-        training.notices.append(f'{file}: {infinite} values that are not finite were passed over')
+        training.notices.append(f'{file}: values that are not finite: {infinite}')
     if not training.curves:
         raise UserError(f'{file}: has no record yet')
     return training
@@ -158,7 +158,7 @@ def plot(label: str, trainings: Sequence[Training]) -> str:
     for value in upward.ticks():
         y = upward(value)
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{value:.4g}</text>')
+        parts.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{_mark(value)}</text>')
     for value in across.ticks():
         x = across(value)
         parts.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>')
@@ -187,6 +187,14 @@ def _drawn(line: Bins, across: Axis, upward: Axis, colour: int) -> str:
 
 def _points(points: Sequence[tuple[float, float]]) -> str:
     return ' '.join(f'{x:.1f},{y:.1f}' for x, y in points)
+
+
+def _mark(value: float) -> str:
+    """A value beside the axis: 1.5e-4 rather than 0.00015."""
+    if value and not 1e-3 <= abs(value) < 1e5:
+        digits, _, exponent = f'{value:.3e}'.partition('e')
+        return f'{float(digits):g}e{int(exponent)}'
+    return f'{value:.4g}'
 
 
 def _short(value: float) -> str:

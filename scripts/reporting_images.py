@@ -108,7 +108,7 @@ class Pictures:
         having = [run for run in self.runs if dataset in run.scores]
         found = [(run.name, _pixels(path)) for run in having if (path := run.image(dataset, key))]
         if not found:
-            raise ValueError('the run saved no images (val:save_img)')
+            raise ValueError('no model saved it (val:save_img)')
         height, width = found[0][1].shape[:2]
         panels = [*found]
         lq = self._lq(having[0], dataset, key)

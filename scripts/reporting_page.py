@@ -199,7 +199,8 @@ def _listed(report: Report, dataset: str, title: str, keys: Sequence[str], shown
 def _named(gallery: Gallery, dataset: str, key: str, score: str) -> str:
     place = gallery.place(dataset, key)
     if place is None:
-        return f'<li><i class="blank"></i><span>{text(key)}<br>{score}</span></li>'
+        blank = '<i class="blank"></i>' if any(shot.dataset == dataset for shot in gallery.shots) else ''
+        return f'<li>{blank}<span>{text(key)}<br>{score}</span></li>'
     image = f'<img src="{gallery.shots[place].thumbnail}" alt="">'
     return f'<li>{image}<span><a href="#shot-{place}">{text(key)}</a><br>{score}</span></li>'
 

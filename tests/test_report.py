@@ -185,7 +185,7 @@ def test_images_beyond_the_limit_are_left_out_and_counted_those_that_tell_most_s
 
 def test_a_run_without_images_and_a_broken_image_are_said():
     a = make_results(Path('a'), {'set': {'x': {'psnr': 30.0}}})
-    assert '1 image is left out: the run saved no images (val:save_img).' in made(a).text
+    assert '1 image is left out: no model saved it (val:save_img).' in made(a).text
     target = Path('a/visualization/set/x_a.png')
     target.parent.mkdir(parents=True)
     target.write_bytes(b'no image')
@@ -284,8 +284,8 @@ def test_other_lines_that_are_no_records_and_values_that_are_not_finite_are_coun
     training = read_training(folder)
     assert training.curves == {'l_pix': [(2, 1.0)]}
     assert training.notices == [
-        't/metrics.jsonl: 4 lines are no records, the first is line 2',
-        't/metrics.jsonl: 1 values that are not finite were passed over',
+        't/metrics.jsonl: lines that are no records: 4, the first is line 2',
+        't/metrics.jsonl: values that are not finite: 1',
     ]
 
 
@@ -310,6 +310,16 @@ def test_a_line_is_drawn_where_its_values_are(logarithmic):
     np.testing.assert_allclose(polyline(svg), expected, atol=0.06)
     assert ('log scale' in svg) == logarithmic == is_logarithmic([training.curves['l']])
     assert '>iterations</text>' in svg and '>l' in svg
+
+
+def test_small_rates_are_marked_in_few_characters():
+    training = read_training(make_training(Path('t'), [{'iter': n, 'lr': [n * 5e-5]} for n in range(1, 5)]))
+    assert re.findall(r'text-anchor="end">([^<]*)<', plot('learning rate', [training])) == [
+        '5e-5',
+        '1e-4',
+        '1.5e-4',
+        '2e-4',
+    ]
 
 
 def test_long_runs_are_averaged_within_a_band_of_their_extremes():

@@ -165,6 +165,31 @@ def test_dragging_moves_all_panels_and_never_past_the_image(opened):
     np.testing.assert_array_equal(panel(page, 2), panel(page, 3))
 
 
+def test_two_fingers_enlarge_and_one_moves(opened):
+    page = opened(has_touch=True)
+    scale, x, y = view(page)
+    box = box_of(page, 1)
+    left, middle = box['x'] + box['width'] / 2, box['y'] + box['height'] / 2
+
+    def touch(kind: str, *places: float) -> None:
+        points = [{'x': round(left + place), 'y': round(middle), 'id': number} for number, place in enumerate(places)]
+        session.send('Input.dispatchTouchEvent', {'type': kind, 'touchPoints': points})
+        settle(page)
+
+    session = page.context.new_cdp_session(page)
+    touch('touchStart', -20, 20)
+    for place in (25, 30, 35, 40):
+        touch('touchMove', -place, place)
+    touch('touchEnd')
+    assert view(page)[0] == pytest.approx(2 * scale, rel=0.15)
+    scale, x, y = view(page)
+    touch('touchStart', 0)
+    for place in (-10, -20, -30):
+        touch('touchMove', place)
+    touch('touchEnd')
+    assert view(page) == pytest.approx((scale, x + 30 / scale, y), abs=0.5)
+
+
 def test_everything_works_from_the_keyboard(opened):
     page = opened()
     fitted = view(page)
