@@ -52,7 +52,8 @@ def export(args: argparse.Namespace) -> None:
     known = find_model(args.model) if args.model else None
     model = load_model(args.model, args.opt, args.weights, offline=False)
     labels = needed_networks(model.opt)
-    states = {label: content['params'] for label, content in model.networks().items() if label in labels}
+    saved = model.networks()  # without what another file is needed for anyhow, such as SD-Turbo
+    states = {k: saved[k]['params'] if k in saved else model.nets[k].state_dict() for k in labels}
     if args.half:
         states = {
             label: {name: value.half() if value.is_floating_point() else value for name, value in state.items()}
