@@ -1,11 +1,11 @@
 """Tiny trainings of ITER's stages for tests, without files and as runs."""
 
-import copy
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from option_files import with_changes
 from torch import Tensor, nn
 from training_fixture import forget_accelerate
 
@@ -60,17 +60,8 @@ TREE = {
 
 def options(*changes: dict[str, Any]) -> Options:
     """A training, with changes such as {'train:optim_d': None}."""
-    tree = copy.deepcopy(TREE)
-    tree['datasets']['train']['batch_size_per_gpu'] = 2
-    for key, value in (item for part in changes for item in part.items()):
-        *sections, last = key.split(':')
-        section = tree
-        for part in sections:
-            section = section[part]
-        section[last] = copy.deepcopy(value)
-        if value is None:
-            del section[last]
-    return parse_options(tree, is_train=True)
+    batch = {'datasets:train:batch_size_per_gpu': 2}
+    return parse_options(with_changes(TREE, batch, *changes), is_train=True)
 
 
 def prepared(*changes: dict[str, Any]) -> BaseModel:

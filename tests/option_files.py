@@ -1,5 +1,8 @@
 """Option files for tests, with a fault put in."""
 
+import copy
+from typing import Any
+
 import pytest
 
 from basicsr.utils.options import load_options
@@ -209,3 +212,17 @@ def changed(old: str, new: str) -> str:
 
 def line_of(text: str, part: str) -> int:
     return next(number for number, line in enumerate(text.splitlines(), 1) if part in line)
+
+
+def with_changes(tree: dict, *changes: dict[str, Any]) -> dict:
+    """A copy of a tree of options with changes such as {'train:optim_d': None}, which leaves that section out."""
+    tree = copy.deepcopy(tree)
+    for key, value in (item for part in changes for item in part.items()):
+        *sections, last = key.split(':')
+        section = tree
+        for part in sections:
+            section = section[part]
+        section[last] = copy.deepcopy(value)
+        if value is None:
+            del section[last]
+    return tree

@@ -1,12 +1,12 @@
 """S3Diff's training on plain networks in the place of SD-Turbo's and DINO's, without files."""
 
-import copy
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from option_files import with_changes
 from torch import Tensor, nn
 from training_fixture import forget_accelerate
 
@@ -98,17 +98,8 @@ class PlainS3DiffModel(BaseModel):
 
 def plain_options(*changes: dict[str, Any]):
     """Options of TREE with changes such as {'model:neg_prob': 1}."""
-    tree = copy.deepcopy(TREE | {'model': {}})
-    tree['datasets']['train']['batch_size_per_gpu'] = 2
-    for key, value in (item for part in changes for item in part.items()):
-        *sections, last = key.split(':')
-        section = tree
-        for part in sections:
-            section = section[part]
-        section[last] = copy.deepcopy(value)
-        if value is None:
-            del section[last]
-    return parse_options(tree, is_train=True)
+    batch = {'datasets:train:batch_size_per_gpu': 2}
+    return parse_options(with_changes(TREE | {'model': {}}, batch, *changes), is_train=True)
 
 
 def plain_model(*changes: dict[str, Any]) -> BaseModel:
