@@ -64,7 +64,7 @@ def serve(args, folder: Path) -> None:
         'HF_HUB_OFFLINE': '1',
     }
     optional('gradio', 'demo')
-    from demo_page import build_page, launch
+    from demo_page import KEPT, build_page, launch
 
     found, wanted = offers(), find_model(args.model).name
     if wanted not in found:
@@ -79,7 +79,8 @@ def serve(args, folder: Path) -> None:
         if not is_local(args.host):
             LOGGER.warning('--host %s: whoever reaches this machine can use the page and its device', args.host)
         LOGGER.info('%s on %s; Ctrl-C ends it', address, workshop.device)
-        ended.wait()
+        while not ended.wait(60):
+            visits.sweep(KEPT)
         visits.close()
         page.close(verbose=False)
     except OSError as error:

@@ -117,8 +117,8 @@ def is_here(known: KnownModel) -> bool:
     try:
         known.weights_file(offline=True)
         opt = options_of(known)
-        for source in opt.path.pretrained.values():
-            if source.path != known.weights:
+        for label, source in opt.path.pretrained.items():
+            if label != 'g':  # the weights file has it
                 local_path(source.path, offline=True)
         if opt.model.get('sd_path'):
             encoder = () if opt.model.get('prompt_embeddings') else ('text_encoder', 'tokenizer')

@@ -7,16 +7,16 @@ from typing import Any
 
 import gradio as gr
 from demo_controls import CONTROLS, Control, Offer, choices_of
-from demo_work import Result, Stopped, Upload, Visits, Workshop, message
+from demo_work import EXAMPLES, Result, Stopped, Upload, Visits, Workshop, message
 
 from basicsr.utils.messages import LOGGER
 from basicsr.utils.registry import UserError
 from basicsr.utils.zoo import PROJECT
 
 ASSETS = Path(__file__).with_name('demo_assets')
-EXAMPLES = PROJECT / 'testset' / 'lq_x4'
+PHOTOGRAPHS = PROJECT / 'testset' / 'lq_x4'
 QUEUE = 16  # requests that wait at most
-KEPT = 3600  # seconds: files of a page that is still open go after so long
+KEPT = 3600  # seconds: files go after so long, even of a page that is still open
 WAITING = message('Drop an image, or take an example, then press Restore.')
 FIT, ACTUAL, DOUBLE, FOURFOLD = VIEWS = ('Fit', '1:1', '2:1', '4:1')
 TITLE = 'Super-resolution'
@@ -52,8 +52,8 @@ def build_page(workshop: Workshop, visits: Visits, first: str) -> gr.Blocks:
                 with gr.Accordion('Settings', open=True, elem_id='settings'):
                     controls = {name: _component(one, offers[first]) for name, one in CONTROLS.items()}
                 with gr.Row():
-                    start = gr.Button('Restore', variant='primary', elem_id='restore', scale=2)
-                    cancel = gr.Button('Cancel', elem_id='cancel', interactive=False, scale=1)
+                    start = gr.Button('Restore', variant='primary', elem_id='restore', scale=2, min_width=100)
+                    cancel = gr.Button('Cancel', elem_id='cancel', interactive=False, scale=1, min_width=100)
                 status = gr.HTML(WAITING, elem_id='status', container=False, padding=False)
             with gr.Column(scale=7, min_width=320, elem_id='result'):
                 view = gr.Radio(
@@ -109,6 +109,7 @@ def launch(page: gr.Blocks, host: str, port: int, max_mb: float) -> str:
     """Serve the page from now on; its address."""
     # gradio's own fonts would be fetched from a server of others; its remarks on controls are too faint to read.
     theme = gr.themes.Default(primary_hue='blue', font=['system-ui', 'sans-serif'], font_mono=['monospace'])
+    theme.set(body_text_color_subdued='*neutral_600', body_text_color_subdued_dark='*neutral_300')
     theme.set(block_info_text_color='*neutral_600', block_info_text_color_dark='*neutral_300')
     _, address, _ = page.launch(
         server_name=host,
@@ -139,9 +140,9 @@ def _uploaded(payload: Any) -> Upload | None:
 
 def _examples(picture: gr.Image, folder: Path) -> gr.Dataset:
     """Bundled photographs, copied to where the page may read."""
-    place = folder / 'examples'
+    place = folder / EXAMPLES
     place.mkdir()
-    samples = [[shutil.copy(path, place)] for path in sorted(EXAMPLES.glob('*.png'))]
+    samples = [[shutil.copy(path, place)] for path in sorted(PHOTOGRAPHS.glob('*.png'))]
     return gr.Dataset(components=[picture], samples=samples, label='Examples', elem_id='examples')
 
 
@@ -192,7 +193,7 @@ def _examiner(workshop: Workshop, visits: Visits) -> Callable:
     def examine(upload: Upload | None, request: gr.Request) -> str:
         if upload is None:
             return WAITING
-        if upload.path.parent.name != 'examples':
+        if upload.path.parent.name != EXAMPLES:
             visits.uploaded(request.session_hash, upload.path)
         try:
             width, height = workshop.examine(upload)

@@ -30,6 +30,7 @@ from basicsr.utils.registry import UserError
 from basicsr.utils.resize import imresize
 
 Progress = Callable[[int, int], None]
+EXAMPLES = 'examples'  # the folder of files that belong to no page
 
 
 class Stopped(Exception):
@@ -123,6 +124,12 @@ class Visits:
             path.unlink(missing_ok=True)
         for folder in visit.results:
             shutil.rmtree(folder, ignore_errors=True)
+
+    def sweep(self, age: float) -> None:
+        """Delete the files that are older than so many seconds, whoever has them; the examples stay."""
+        for path in self.folder.rglob('*'):
+            if path.is_file() and path.parent.name != EXAMPLES and time.time() - path.stat().st_mtime > age:
+                path.unlink(missing_ok=True)
 
     def close(self) -> None:
         """End all visits."""

@@ -19,13 +19,16 @@
     show();
   };
 
-  window.demoResult = () => {
+  // A result has come, or an error has taken its place: the page is given a moment to show it.
+  window.demoResult = (tries = 20) => {
     const column = document.querySelector('#result');
-    for (const image of column.querySelectorAll('#slider img')) {
-      if (!image.complete) image.addEventListener('load', show, { once: true });
+    const images = [...column.querySelectorAll('#slider img')];
+    if (tries > 0 && !(images.length && images.every((image) => image.complete && image.naturalWidth))) {
+      setTimeout(() => window.demoResult(tries - 1), 100);
+    } else if (images.length) {
+      show();
+      const beside = column.getBoundingClientRect().top < window.innerHeight / 2;
+      if (!beside) column.scrollIntoView({ behavior: 'smooth', block: 'start' });
     }
-    show();
-    const beside = column.getBoundingClientRect().top < window.innerHeight / 2;
-    if (column.querySelector('#slider img') && !beside) column.scrollIntoView({ behavior: 'smooth', block: 'start' });
   };
 }
