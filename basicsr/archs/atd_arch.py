@@ -215,7 +215,7 @@ class LayerGroup(nn.Module):
         )
 
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
-        dictionary = self.td.repeat(len(x), 1, 1)
+        dictionary = self.td.repeat(x.shape[0], 1, 1)
         for layer in self.layers:
             x, dictionary = layer(x, dictionary, size)
         return x
@@ -268,9 +268,9 @@ class Layer(nn.Module):
         """Move every entry towards the tokens that resemble it most: (b, M, c), (b, n, M), (b, n, c) -> (b, M, c)."""
         # An instance norm over tokens is a batch norm of columns (sample, entry): no transposed copy for one sample.
         columns = rearrange(similarity, 'b n m -> n (b m)')
-        weight, bias = (p.to(columns.dtype).repeat(len(x)) for p in (self.norm3.weight, self.norm3.bias))
+        weight, bias = (p.to(columns.dtype).repeat(x.shape[0]) for p in (self.norm3.weight, self.norm3.bias))
         normed = F.batch_norm(columns, None, None, weight, bias, training=True, eps=self.norm3.eps)
-        attention = rearrange(normed.softmax(0), 'n (b m) -> b m n', b=len(x))
+        attention = rearrange(normed.softmax(0), 'n (b m) -> b m n', b=x.shape[0])
         gate = self.sigma.to(columns.dtype).sigmoid()
         return gate * dictionary + (1 - gate) * (attention.to(x.dtype) @ x)
 
@@ -287,7 +287,7 @@ class WindowAttention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, qkv: Tensor, size: tuple[int, int]) -> Tensor:
-        plan = window_plan(len(qkv), *size, self.window_size, self.shift, qkv.device)
+        plan = window_plan(qkv.shape[0], *size, self.window_size, self.shift, qkv.device)
         rows = take_rows(qkv.flatten(0, 1), plan.order, plan.inverse)
         windows = rearrange(rows, '(g n) c -> g n c', n=self.window_size**2)
         bias = relative_position_bias(self.relative_position_bias_table, self.window_size)
@@ -337,21 +337,31 @@ class CategoryAttention(nn.Module):
 
     def forward(self, qkv: Tensor, similarity: Tensor) -> Tensor:
         b, n, _ = qkv.shape
-        group = min(n, self.category_size)
+        exporting = torch.compiler.is_exporting()  # then n is any number, and so are the tokens that a group lacks
+        group = self.category_size if exporting else min(n, self.category_size)
         order = (category_order(similarity) + n * torch.arange(b, device=qkv.device)[:, None]).flatten()
         place = torch.empty_like(order).scatter_(0, order, torch.arange(b * n, device=order.device))
         rows = take_rows(qkv.flatten(0, 1), order, place).view(b, n, -1)
-        if missing := -n % group:  # the last group is filled with its own tokens, mirrored
-            rows = torch.cat([rows, rows[:, n - missing :].flip(1)], 1)
+        full, unused = (n + group - 1) // group * group, None
+        if exporting:
+            slot = torch.arange(full, device=order.device)
+            rows = rows.index_select(1, torch.minimum(slot, 2 * n - 1 - slot).clamp(min=0))
+            unused = torch.where(slot[None, None, :group] < n, 0.0, -torch.inf)
+        elif full > n:  # the last group is filled with its own tokens, mirrored
+            rows = torch.cat([rows, rows[:, 2 * n - full :].flip(1)], 1)
         scale = self.logit_scale.squeeze().to(exact_type(qkv.dtype)).clamp(max=math.log(100)).exp()
-        out = grouped_attention(rows.reshape(-1, group, rows.shape[-1]), self.heads, scale)
-        out = out.reshape(b, n + missing, -1)[:, :n].flatten(0, 1)
+        out = grouped_attention(rows.reshape(-1, group, rows.shape[-1]), self.heads, scale, unused)
+        out = out.reshape(b, full, -1)[:, :n].flatten(0, 1)
         return self.proj(take_rows(out, place, order).view(b, n, -1))
 
 
 def category_order(similarity: Tensor) -> Tensor:
     """(b, n, M) -> (b, n): tokens sorted by their most similar entry; ties keep raster order on every device."""
-    return similarity.argmax(-1).argsort(dim=-1, stable=True)
+    categories = similarity.argmax(-1)
+    if torch.compiler.is_exporting():  # ONNX has no stable sort: no two numbers are equal then
+        n = categories.shape[1]
+        return (categories * n + torch.arange(n, device=categories.device)).argsort(dim=-1)
+    return categories.argsort(dim=-1, stable=True)
 
 
 class ConvFFN(nn.Module):
@@ -373,8 +383,10 @@ class ConvFFN(nn.Module):
 def mirror_pad(x: Tensor, multiple: int) -> Tensor:
     """Extend (b, c, h, w) at the bottom and the right to multiples, by mirrors that repeat the edge, however small."""
     for dim, size in ((2, x.shape[2]), (3, x.shape[3])):
-        if size % multiple:
-            place = torch.arange(size + -size % multiple, device=x.device) % (2 * size)
+        if torch.compiler.is_exporting() or size % multiple:  # an exported network takes every size in one way
+            # Written so, the tracer sees that it is a multiple.
+            place = torch.arange((size + multiple - 1) // multiple * multiple, device=x.device)
+            place = place.remainder(torch.full_like(place, 2 * size))  # by a tensor: ONNX takes no symbol there
             x = x.index_select(dim, torch.minimum(place, 2 * size - 1 - place))
     return x
 

@@ -179,6 +179,8 @@ class D2CFusion(nn.Module):
         """(b, 12, h, w) -> (b, 4, h, w), none of them negative; bands of the image one by one if nothing learns."""
         if images.device.type == 'cpu':
             images = images.contiguous(memory_format=torch.channels_last)
+        if torch.compiler.is_exporting():  # for images of any size: as many bands as this one has would be wrong
+            return self.fusion_final(images)
         h, w = images.shape[-2:]
         rows = max(16 * FUSION_REACH, BAND_PIXELS.get(images.device.type, BAND_PIXELS['cuda']) // w)
         if torch.is_grad_enabled() or rows >= h:

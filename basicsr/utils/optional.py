@@ -5,7 +5,8 @@ from types import ModuleType
 
 from basicsr.utils.registry import UserError
 
-_SYSTEMS = {'s3diff': 'S3Diff'}  # extra of pyproject.toml -> what needs it
+# Extra of pyproject.toml -> what needs it.
+_SYSTEMS = {'s3diff': 'S3Diff', 'hub': 'The Hugging Face hub', 'onnx': 'ONNX'}
 
 
 def optional(module: str, extra: str) -> ModuleType:

@@ -34,7 +34,8 @@ class LinearTail(nn.Sequential):
 
     def forward(self, x: Tensor, colors: nn.Conv2d | None = None) -> Tensor:
         """`colors` is a 1x1 convolution of the enlarged image."""
-        if len(self[0]) == 0 or not self._repays(len(x), *x.shape[-2:]):
+        # An exported network takes images of any size: it cannot choose by theirs.
+        if torch.compiler.is_exporting() or len(self[0]) == 0 or not self._repays(len(x), *x.shape[-2:]):
             out = self[1](self[0](x))
             return out if colors is None else colors(out)
         weight, bias = self.composed(colors, x.device)

@@ -84,9 +84,13 @@ def make_window_plan(b: int, h: int, w: int, window_size: int, shift: int, devic
         rows = torch.arange(b * h * w, device=device).view(b, h, w, 1)
         if not shift:
             order = window_partition(rows, window_size).flatten()
-            return WindowPlan(order, order.argsort(), ((len(order) // window_size**2, None),))
+            return WindowPlan(order, order.argsort(), ((order.shape[0] // window_size**2, None),))
         tall, wide = h // window_size, w // window_size
         windows = window_partition(rows.roll((-shift, -shift), (1, 2)), window_size)
+        if torch.compiler.is_exporting():  # for images of any size, also where a group has no window: each has its mask
+            masks = shift_mask(h, w, window_size, device).repeat(b, 1, 1)[:, None]
+            order = windows.flatten()
+            return WindowPlan(order, order.argsort(), ((windows.shape[0], masks),))
         windows = windows.view(b, tall, wide, window_size**2)
         parts = (windows[:, :-1, :-1], windows[:, :-1, -1:], windows[:, -1:, :-1], windows[:, -1:, -1:])
         order = torch.cat([part.flatten() for part in parts])
