@@ -17,6 +17,7 @@ import argparse
 
 import torch
 
+from basicsr.hub import PREFIX
 from basicsr.models.restorer import DTYPES, Restorer
 from basicsr.restoring import (
     INTERMEDIATE,
@@ -53,7 +54,8 @@ def main() -> int:
         os.environ['BASICSR_OFFLINE'] = '1'
     if args.accept_license:
         os.environ[ACCEPTED] = '1'
-    folder = Path(args.output or Path('results/inference') / (name or Path(args.opt or args.weights).stem))
+    called = name.removeprefix(PREFIX) if name else Path(args.opt or args.weights).stem
+    folder = Path(args.output or Path('results/inference') / called)
     sources = find_pictures(args.input)
     jobs = plan_outputs(sources, folder, args.suffix, args.ext, args.existing)
     maps = args.maps or ()
@@ -97,7 +99,7 @@ def parse_arguments() -> argparse.Namespace:
     add('files', nargs='*', metavar='FILE', help='pictures, as -i; a first one MODEL.safetensors is the model')
     add('-i', '--input', nargs='+', action='extend', default=[], metavar='PATH', help='files, folders or globs')
     add('-o', '--output', metavar='FOLDER', help='default: results/inference/MODEL')
-    add('-m', '--model', metavar='NAME', help=f'a model that --list shows; default: {DEFAULT_MODEL}')
+    add('-m', '--model', metavar='NAME', help=f'one that --list shows, or hf:OWNER/NAME; default: {DEFAULT_MODEL}')
     add('--opt', metavar='FILE', help='an option file that describes the model, in place of -m')
     add(
         '--weights',

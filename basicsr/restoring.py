@@ -12,6 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from basicsr.hub import PREFIX, hub_file
 from basicsr.metrics.evaluate import build_metrics, metric_sections, score
 from basicsr.model_file import described_options, read_description
 from basicsr.models import build_model
@@ -48,7 +49,8 @@ class Outcome:
 def load_model(
     name: str | None, option_file: str | None, weights: str | None, offline: bool, overrides: Sequence[str] = ()
 ) -> BaseModel:
-    """The model of a name in models.yml, of an option file, or of a file of weights alone that describes itself.
+    """The model of a name in models.yml or on the hub (`hf:OWNER/NAME`, `hf:OWNER/NAME@REVISION`), of an option file,
+    or of a file of weights alone that describes itself.
 
     With its weights, on the CPU.
 
@@ -58,7 +60,10 @@ def load_model(
         overrides: `section:key=value` entries that replace values of the option file.
     Raises UserError.
     """
-    if name is not None:
+    if name is not None and name.startswith(PREFIX):
+        place, _, revision = name.removeprefix(PREFIX).partition('@')
+        path = hub_file(place, revision or None, offline or None)
+    elif name is not None:
         known = find_model(name)
         option_file, path = str(known.option_file), known.weights_file(offline)
         overrides = [*known.overrides, *overrides]

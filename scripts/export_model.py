@@ -3,6 +3,7 @@
 python scripts/export_model.py -m ATD-demo_x4 -o atd_x4.safetensors
 python scripts/export_model.py --opt options/test/ATD/ATD-quick_x2.yml --weights net_g_latest.pth -o my.safetensors \\
     --half --scores results/ATD-quick_x2/scores.csv --licence CC-BY-4.0 --source https://my.page
+python scripts/export_model.py -m ATD-demo_x4 -o atd_x4.safetensors --push-to OWNER/NAME
 
 `python inference.py my.safetensors photo.jpg` needs nothing else; spandrel and chaiNNer read ATD's. The metadata hold
 the network's options and results; `basicsr info my.safetensors` shows them.
@@ -16,6 +17,7 @@ from statistics import fmean
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from basicsr.hub import push_to_hub
 from basicsr.model_file import Description, described, read_description, write_model_file
 from basicsr.restoring import load_model, needed_networks
 from basicsr.utils.cli import run
@@ -34,7 +36,9 @@ def main() -> int:
     parser.add_argument('--licence', default='', help='of the weights; of a model with a name: as --list says')
     parser.add_argument('--source', default='', help='where the weights come from')
     parser.add_argument('--note', default='', help='a line for people')
-    parser.add_argument('--overwrite', action='store_true', help='replace an existing file')
+    parser.add_argument('--overwrite', action='store_true', help='replace an existing file, and the card of --push-to')
+    parser.add_argument('--push-to', metavar='OWNER/NAME', help='put it on the Hugging Face hub, with a model card')
+    parser.add_argument('--private', action='store_true', help='with --push-to: a new repository is private')
     args = parser.parse_args()
     if bool(args.model) == bool(args.opt):
         raise UserError('name the model, either by -m or by --opt')
@@ -45,6 +49,8 @@ def main() -> int:
     export(args)
     about = read_description(args.output)
     print(f'{args.output}: {args.output.stat().st_size:,} bytes\n{about.options.rstrip()}')
+    if args.push_to:
+        print(push_to_hub(args.output, args.push_to, args.private, replace_card=args.overwrite))
     return 0
 
 
