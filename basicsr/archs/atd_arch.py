@@ -13,7 +13,13 @@ from torch.utils.checkpoint import checkpoint
 
 from basicsr.archs.blocks.attention import exact_type, grouped_attention
 from basicsr.archs.blocks.conv import conv3, pixel_shuffles, residual_conv
-from basicsr.archs.blocks.windows import relative_position_bias, relative_position_index, take_rows, window_plan
+from basicsr.archs.blocks.windows import (
+    mirror_pad,
+    relative_position_bias,
+    relative_position_index,
+    take_rows,
+    window_plan,
+)
 from basicsr.utils.registry import ARCH_REGISTRY
 
 RGB_MEAN = (0.4488, 0.4371, 0.4040)  # of DIV2K
@@ -378,17 +384,6 @@ class ConvFFN(nn.Module):
         u = F.gelu(self.fc1(x))
         image = rearrange(u, 'b (h w) c -> b c h w', h=size[0])  # a view: tokens are channels-last memory
         return self.fc2(u + rearrange(self.dwconv(image), 'b c h w -> b (h w) c'))
-
-
-def mirror_pad(x: Tensor, multiple: int) -> Tensor:
-    """Extend (b, c, h, w) at the bottom and the right to multiples, by mirrors that repeat the edge, however small."""
-    for dim, size in ((2, x.shape[2]), (3, x.shape[3])):
-        if torch.compiler.is_exporting() or size % multiple:  # an exported network takes every size in one way
-            # Written so, the tracer sees that it is a multiple.
-            place = torch.arange((size + multiple - 1) // multiple * multiple, device=x.device)
-            place = place.remainder(torch.full_like(place, 2 * size))  # by a tensor: ONNX takes no symbol there
-            x = x.index_select(dim, torch.minimum(place, 2 * size - 1 - place))
-    return x
 
 
 def exact_linear(linear: nn.Linear, x: Tensor) -> Tensor:

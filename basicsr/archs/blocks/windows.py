@@ -10,6 +10,17 @@ import torch
 from torch import Tensor
 
 
+def mirror_pad(x: Tensor, multiple: int) -> Tensor:
+    """Extend (b, c, h, w) at the bottom and the right to multiples, by mirrors that repeat the edge, however small."""
+    for dim, size in ((2, x.shape[2]), (3, x.shape[3])):
+        if torch.compiler.is_exporting() or size % multiple:  # an exported network takes every size in one way
+            # Written so, the tracer sees that it is a multiple.
+            place = torch.arange((size + multiple - 1) // multiple * multiple, device=x.device)
+            place = place.remainder(torch.full_like(place, 2 * size))  # by a tensor: ONNX takes no symbol there
+            x = x.index_select(dim, torch.minimum(place, 2 * size - 1 - place))
+    return x
+
+
 def window_partition(x: Tensor, window_size: int) -> Tensor:
     """(b, h, w, c) -> (b * windows, window_size^2, c), windows and pixels in raster order; h and w are multiples."""
     b, h, w, c = x.shape
