@@ -38,7 +38,7 @@ if not CHROMIUM:
     pytest.skip('no Chromium on this machine (Debian: apt-get install chromium)', allow_module_level=True)
 
 ROOT = Path(__file__).resolve().parents[1]
-PATIENCE = 30_000  # milliseconds: other work may share the machine
+PATIENCE = 60_000  # milliseconds: other work may share the machine
 SIZE = {'width': 1200, 'height': 1000}
 PHONE = {'viewport': {'width': 360, 'height': 740}, 'has_touch': True, 'is_mobile': True, 'device_scale_factor': 2}
 MAX_PIXELS = 4000
