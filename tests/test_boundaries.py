@@ -13,7 +13,13 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / 'basicsr'
 FILES = sorted(PACKAGE.rglob('*.py'))
 ROOMS = ('archs', 'data', 'losses', 'metrics', 'models')
-TALKATIVE = {'__main__.py', 'utils/cli.py', 'dry_run.py', 'train.py', 'test.py'}  # commands: their output is what they are for
+TALKATIVE = {
+    '__main__.py',
+    'utils/cli.py',
+    'dry_run.py',
+    'train.py',
+    'test.py',
+}  # commands: their output is what they are for
 COMMON = {
     'torch',
     'numpy',
