@@ -238,13 +238,14 @@ def test_checkpoints_hold_what_s3diff_adds_and_restore_the_same_on_the_same_fold
     model = on_sd_turbo()
     randomise(model)
     contents = model.networks()
-    assert contents.keys() == {'g'} and contents['g']['params'].keys() == model.nets['g'].own_names()
+    assert contents.keys() == {'g', 'de'} and contents['g']['params'].keys() == model.nets['g'].own_names()
     for label, file in (('g', 'net_g.pth'), ('de', 'net_de.pth')):
-        write_checkpoint(tmp_path / file, contents.get(label, {'params': model.nets['de'].state_dict()}))
+        write_checkpoint(tmp_path / file, contents[label])
     path = {'pretrain_network_g': str(tmp_path / 'net_g.pth'), 'pretrain_network_de': str(tmp_path / 'net_de.pth')}
     free = {key: value for key, value in NETWORK.items() if not key.startswith('rank')}
     for network in (NETWORK, free):
         again = on_sd_turbo(path=path, network_g=network)
+        assert again.networks().keys() == {'g'}, 'the estimator has a file'
         assert torch.equal(Restorer(again)(images()), Restorer(model)(images())), 'ranks are those of the file'
     resumed = on_sd_turbo()
     resumed.load_networks(contents, ['g'])
