@@ -318,6 +318,6 @@ def test_a_phone_shows_the_page_without_scrolling_sideways(opened, tmp_path, sch
     assert page.evaluate('document.documentElement.scrollWidth') == 360
     restored(page, picture(tmp_path))
     assert page.evaluate('document.documentElement.scrollWidth') == 360
-    page.wait_for_function("() => document.querySelector('#slider').getBoundingClientRect().top < innerHeight / 2")
+    page.wait_for_function("() => document.querySelector('#slider').getBoundingClientRect().bottom <= innerHeight")
     image = page.locator('#slider img').first.bounding_box()
     assert image['x'] >= 0 and image['x'] + image['width'] <= 360
