@@ -9,8 +9,7 @@ from types import ModuleType
 
 import yaml
 
-from basicsr.model_file import Description, described_options, read_description
-from basicsr.models import build_model
+from basicsr.model_file import Description, load_described, read_description
 from basicsr.models.base_model import BaseModel
 from basicsr.utils.download import DownloadError, cache_folder
 from basicsr.utils.optional import optional
@@ -32,8 +31,7 @@ def from_pretrained(name_or_path: str | Path, revision: str | None = None, offli
         offline: use the cache only; None asks the environment (BASICSR_OFFLINE, HF_HUB_OFFLINE).
     Nothing of it is run: the file has weights, and describes networks of this project. Raises UserError.
     """
-    path = hub_file(name_or_path, revision, offline)
-    return build_model(described_options(_description(path, name_or_path), path.resolve(), []))
+    return load_described(hub_file(name_or_path, revision, offline), asked=name_or_path)
 
 
 def hub_file(name_or_path: str | Path, revision: str | None = None, offline: bool | None = None) -> Path:
@@ -71,7 +69,9 @@ def push_to_hub(
         replace_card: write the card anew; without, a card that is there stays as it is.
     Raises UserError in one line.
     """
-    about, name = _description(Path(file), file), _checked_name(name)
+    about, name = read_description(file), _checked_name(name)
+    if about is None:
+        raise UserError(f'{file} does not describe its network: scripts/export_model.py writes files that do')
     hub = optional('huggingface_hub', 'hub')
     token = token or hub.get_token()
     if not token:
@@ -126,13 +126,6 @@ def _title(about: Description, name: str) -> str:
     """What the model calls itself."""
     options = yaml.safe_load(about.options)
     return str(options.get('name') or name) if isinstance(options, dict) else name
-
-
-def _description(path: Path, asked: str | Path) -> Description:
-    about = read_description(path)
-    if about is None:
-        raise UserError(f'{asked}: {path.name} does not describe its network: scripts/export_model.py writes what does')
-    return about
 
 
 def _checked_name(name: str) -> str:

@@ -6,7 +6,7 @@ networks has them as `LABEL.NAME`. The metadata are texts: `options` (what an op
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -15,13 +15,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from basicsr.models import build_model
+from basicsr.models.base_model import BaseModel
 from basicsr.utils.checkpoint import CheckpointError, write_atomically
 from basicsr.utils.options import Options, parse_options
-from basicsr.utils.registry import OptionError
+from basicsr.utils.registry import OptionError, UserError
 from basicsr.utils.yaml_loader import apply_override, parse_yaml
 
 FORMAT = 'basicsr-model-1'
 KEYS = ('name', 'model_type', 'scale', 'model')  # beside the networks; others have no place in a file from elsewhere
+OTHER_FILES = ('sd_path', 'prompt_embeddings', 'pretrained')  # options that name files: nor have these
 
 
 @dataclass(frozen=True)
@@ -36,9 +39,10 @@ class Description:
 
 
 def described(opt: Options, labels: tuple[str, ...]) -> str:
-    """What an option file has to say for restoring with the networks of these labels."""
+    """What an option file has to say for restoring with the networks of these labels, without names of other files."""
     tree = {'name': opt.name, 'model_type': opt.model_type, 'scale': opt.scale}
-    tree |= {'model': opt.model} if opt.model else {}
+    model = {key: value for key, value in opt.model.items() if key not in OTHER_FILES}
+    tree |= {'model': model} if model else {}
     tree |= {f'network_{label}': opt.networks[label] for label in labels}
     return yaml.safe_dump(tree, sort_keys=False, default_flow_style=False)
 
@@ -73,7 +77,7 @@ def read_description(path: str | Path) -> Description | None:
     return Description(**fields, card=card if _is_card(card) else {})
 
 
-def described_options(about: Description, path: Path, overrides: list[str]) -> Options:
+def described_options(about: Description, path: Path, overrides: Sequence[str]) -> Options:
     """The options that a model file describes; the file itself has the weights of its networks.
 
     A file from elsewhere describes networks and how they restore, and nothing that would run code or read other files.
@@ -83,6 +87,8 @@ def described_options(about: Description, path: Path, overrides: list[str]) -> O
     foreign = [key for key in tree if key not in KEYS and not key.startswith('network_')]
     if foreign:
         raise OptionError(f'{path}: a model file describes networks, not {foreign[0]!r}')
+    if place := _other_file(tree):
+        raise OptionError(f'{path}: a model file names no other files, but has {place}; name it by --force_yml')
     networks = [key.removeprefix('network_') for key in tree if key.startswith('network_')]
     for label in networks:
         tree.setdefault('path', {})[f'pretrain_network_{label}'] = str(path)
@@ -90,6 +96,35 @@ def described_options(about: Description, path: Path, overrides: list[str]) -> O
     for entry in overrides:
         apply_override(tree, entry)
     return parse_options(tree, False, str(path), lines, about.options, check_files=False)
+
+
+def load_described(path: Path, overrides: Sequence[str] = (), asked: str | Path = '') -> BaseModel:
+    """The model of a file that describes itself, on the CPU.
+
+    Args:
+        overrides: `section:key=value` entries that replace values of its options.
+        asked: what the user called it, for the message.
+    Raises UserError.
+    """
+    about = read_description(path)
+    if about is None:
+        called = f'{asked}: {path.name}' if asked else path
+        raise UserError(
+            f'{called} does not describe its network: name an option file that does with --opt '
+            '(scripts/export_model.py writes files that describe theirs)'
+        )
+    return build_model(described_options(about, path.resolve(), overrides))
+
+
+def _other_file(node: object, where: tuple[str, ...] = ()) -> str:
+    """Where a tree of options names another file, as `section:key`; '' if it does nowhere."""
+    if isinstance(node, list):
+        node = dict(enumerate(node))
+    if not isinstance(node, dict):
+        return ''
+    named = (key for key, value in node.items() if key in OTHER_FILES and isinstance(value, str))
+    found = next((':'.join(map(str, (*where, key))) for key in named), '')
+    return found or next((place for key, value in node.items() if (place := _other_file(value, (*where, key)))), '')
 
 
 def _is_card(card: object) -> bool:

@@ -14,7 +14,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from basicsr.hub import PREFIX, hub_file
 from basicsr.metrics.evaluate import build_metrics, metric_sections, score
-from basicsr.model_file import described_options, read_description
+from basicsr.model_file import load_described
 from basicsr.models import build_model
 from basicsr.models.base_model import BaseModel
 from basicsr.models.restorer import Restorer
@@ -70,10 +70,7 @@ def load_model(
     else:
         path = None if weights is None else local_path(weights, offline)
     if option_file is None:
-        about = read_description(path)
-        if about is None:
-            raise UserError(f'{path} does not describe its network: name an option file that does with --opt')
-        return build_model(described_options(about, path.resolve(), overrides))
+        return load_described(path, overrides)
     opt = load_options(option_file, is_train=False, overrides=overrides, check_files=False)
     if path is not None:
         overrides = [*weights_overrides(opt, path.resolve()), *overrides]

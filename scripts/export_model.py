@@ -29,7 +29,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('-m', '--model', metavar='NAME', help='a model that inference.py --list shows')
     parser.add_argument('--opt', metavar='FILE', help='in place of -m: the option file that describes the model')
-    parser.add_argument('--weights', metavar='FILE|URL', help='with --opt: its weights')
+    parser.add_argument('--weights', metavar='FILE|URL', help='with --opt: its weights; alone: a model file')
     parser.add_argument('-o', '--output', type=Path, required=True, metavar='FILE', help='the .safetensors to write')
     parser.add_argument('--half', action='store_true', help='floating-point tensors in half precision')
     parser.add_argument('--scores', type=Path, metavar='CSV', help='scores.csv of test.py: their means are written too')
@@ -40,8 +40,8 @@ def main() -> int:
     parser.add_argument('--push-to', metavar='OWNER/NAME', help='put it on the Hugging Face hub, with a model card')
     parser.add_argument('--private', action='store_true', help='with --push-to: a new repository is private')
     args = parser.parse_args()
-    if bool(args.model) == bool(args.opt):
-        raise UserError('name the model, either by -m or by --opt')
+    if bool(args.model) == bool(args.opt or args.weights):
+        raise UserError('name the model, either by -m or by --opt and --weights')
     if args.output.suffix != '.safetensors':
         raise UserError(f'{args.output}: a model file ends in .safetensors')
     if args.output.exists() and not args.overwrite:

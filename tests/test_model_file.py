@@ -95,6 +95,34 @@ def test_a_file_from_elsewhere_describes_networks_and_nothing_else(tmp_path, lin
         described_options(Description(OPTIONS + line), path, [])
 
 
+@pytest.mark.parametrize(
+    ('line', 'named'),
+    [
+        ('model: {sd_path: someone/huge}', 'model:sd_path'),
+        ('model: {prompt_embeddings: https://127.0.0.1/p.safetensors}', 'model:prompt_embeddings'),
+        ('network_f: {type: ATD, more: [{pretrained: https://127.0.0.1/w.pth}]}', 'network_f:more:0:pretrained'),
+    ],
+)
+def test_a_file_from_elsewhere_names_no_other_files(tmp_path, line, named):
+    with pytest.raises(OptionError, match=f'names no other files, but has {named}; name it by --force_yml'):
+        described_options(Description(OPTIONS + line), tmp_path / 'm.safetensors', [])
+
+
+def test_an_exported_s3diff_leaves_sd_turbo_to_be_named(monkeypatch, tmp_path):
+    monkeypatch.setenv('BASICSR_CACHE', str(tmp_path))
+    path = exported(monkeypatch, tmp_path, '-m', 'S3Diff-tiny_x4')
+    with pytest.raises(UserError, match='prompts need sd_path, or prompt_embeddings'):
+        load_model(None, None, str(path), True)
+    named = load_model(None, None, str(path), True, [f'model:sd_path={FOLDER / "S3Diff-tiny_sd"}'])
+    lq = to_tensor(read_image(ROOT / 'testset/lq_x4/coffee_left.png'))[None, :, :16, :16]
+    assert torch.equal(Restorer(named)(lq), Restorer(load_model('s3diff-tiny', None, None, True))(lq))
+
+
+def test_weights_without_their_options_beside_a_name_are_refused(monkeypatch, tmp_path):
+    with pytest.raises(UserError, match='either by -m or by --opt and --weights'):
+        exported(monkeypatch, tmp_path, '-m', 'ATD-demo_x2', '--weights', 'mine.pth')
+
+
 def test_weights_that_do_not_fit_what_the_file_says_are_refused(tmp_path):
     path = tmp_path / 'm.safetensors'
     write_model_file(path, {'g': {'weight': torch.zeros(1)}}, Description(OPTIONS))
