@@ -14,6 +14,7 @@ from basicsr.models.base_model import BaseModel
 from basicsr.utils.download import DownloadError, cache_folder
 from basicsr.utils.optional import optional
 from basicsr.utils.registry import UserError
+from basicsr.utils.sd_folder import hub_is_offline, is_hub_name
 
 PREFIX = 'hf:'  # of what inference.py takes for a name on the hub: hf:OWNER/NAME or hf:OWNER/NAME@REVISION
 FILE = 'model.safetensors'
@@ -44,9 +45,7 @@ def hub_file(name_or_path: str | Path, revision: str | None = None, offline: boo
             raise UserError(f'{path}: a folder without {FILE}, which scripts/export_model.py writes')
         return path / FILE
     name = _checked_name(str(name_or_path))
-    hub, constants = (optional(module, 'hub') for module in ('huggingface_hub', 'huggingface_hub.constants'))
-    if offline is None:
-        offline = os.environ.get('BASICSR_OFFLINE', '0') not in ('', '0') or constants.HF_HUB_OFFLINE
+    hub, offline = optional('huggingface_hub', 'hub'), hub_is_offline(offline)
     settings = {'revision': revision, 'cache_dir': cache_folder() / 'hub', 'endpoint': _endpoint()}
     try:
         return Path(hub.hf_hub_download(name, FILE, local_files_only=offline, **settings))
@@ -129,8 +128,7 @@ def _title(about: Description, name: str) -> str:
 
 
 def _checked_name(name: str) -> str:
-    owner, _, rest = name.partition('/')
-    if not owner or not rest or '/' in rest or '\\' in name or owner in ('.', '..', '~'):
+    if not is_hub_name(name):
         raise UserError(f'{name}: no such file or folder, and no name on the hub such as OWNER/NAME')
     return name
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from torch import Tensor
+
+from basicsr.utils.options import Options
+from basicsr.utils.registry import OptionError
 
 if TYPE_CHECKING:
     from basicsr.models.base_model import BaseModel
@@ -34,8 +38,12 @@ class Adversary:
         judge.requires_grad_(True)
         return loss
 
-    def learn(self, gt: Tensor, sr: Tensor) -> dict[str, Tensor]:
-        """Train d to tell gt from sr; returns its losses and mean judgements by their names in the log."""
+    def learn(self, gt: Tensor, sr: Tensor, backward: Callable[[Tensor], None] | None = None) -> dict[str, Tensor]:
+        """Train d to tell gt from sr; returns its losses and mean judgements by their names in the log.
+
+        Args:
+            backward: what to do with the loss where d does not step yet; None: d steps.
+        """
         judge, gan, sr = self.model.nets['d'], self.model.losses['gan'], sr.detach()
         if self.relativistic:
             fake, real = judge(sr), judge(gt)
@@ -44,5 +52,18 @@ class Adversary:
         else:
             real, fake = judge(gt), judge(sr)
             on_real, on_fake = gan(real, True, is_disc=True), gan(fake, False, is_disc=True)
-        self.model.update('d', on_real + on_fake)
-        return {'l_d_real': on_real, 'l_d_fake': on_fake, 'out_d_real': real.mean(), 'out_d_fake': fake.mean()}
+        loss = on_real + on_fake
+        self.model.update('d', loss) if backward is None else backward(loss)
+        return {'l_d_real': on_real, 'l_d_fake': on_fake, 'out_d_real': judgement(real), 'out_d_fake': judgement(fake)}
+
+
+def judgement(levels: Tensor | Sequence[Tensor]) -> Tensor:
+    """The mean of a discriminator's logits; of several levels, each counts the same."""
+    levels = [levels] if isinstance(levels, Tensor) else levels
+    return sum(level.mean() for level in levels) / len(levels)
+
+
+def check_adversary(opt: Options) -> None:
+    """Raise OptionError for a half of what adversarial training needs."""
+    if len({'d' in opt.networks, 'd' in opt.train.optims, 'gan' in opt.train.losses}) != 1:
+        raise OptionError('adversarial training needs network_d, optim_d and gan_opt, all or none', ('train',))

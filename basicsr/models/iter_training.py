@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from basicsr.models.adversary import Adversary
+from basicsr.models.adversary import Adversary, check_adversary
 from basicsr.utils.options import Options
 from basicsr.utils.registry import OptionError
 
@@ -128,8 +128,7 @@ def check_losses(opt: Options) -> None:
         raise OptionError("option 'codebook_opt' is missing", ('train',))
     if train.losses.get('perceptual', {'type': 'LPIPSLoss'})['type'] != 'LPIPSLoss':
         raise OptionError('should be LPIPSLoss', ('train', 'perceptual_opt', 'type'))
-    if len({'d' in opt.networks, 'd' in train.optims, 'gan' in train.losses}) != 1:
-        raise OptionError('adversarial training needs network_d, optim_d and gan_opt, all or none', ('train',))
+    check_adversary(opt)
 
 
 def check_training(opt: Options, stages: Stages, lq_pixel_grad: bool, net_d_init_iters: int) -> None:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from basicsr.models.adversary import Adversary
+from basicsr.models.adversary import Adversary, check_adversary
 from basicsr.models.base_model import NonFiniteLoss
 from basicsr.utils.options import Options
 from basicsr.utils.registry import OptionError
@@ -109,12 +109,7 @@ class S3DiffTraining:
         sr = self._restored(given, model.prompts[0])
         fooled = self.adversary.fool(sr, given.gt)
         model.update('g', fooled) if backward is None else backward(fooled)
-        judge, gan = model.nets['d'], model.losses['gan']
-        on_real, on_fake = judge(given.gt), judge(sr.detach())
-        losses = {'l_d_real': gan(on_real, True, is_disc=True), 'l_d_fake': gan(on_fake, False, is_disc=True)}
-        learned = sum(losses.values())
-        model.update('d', learned) if backward is None else backward(learned)
-        return {'l_g_gan': fooled, **losses, 'out_d_real': judgement(on_real), 'out_d_fake': judgement(on_fake)}
+        return {'l_g_gan': fooled, **self.adversary.learn(given.gt, sr, backward)}
 
     def _restored(self, given: Given, prompt: Tensor) -> Tensor:
         """Images of network_g in [-1, 1], each from a latent drawn anew."""
@@ -151,12 +146,6 @@ def mixed_target(negative: Tensor, lq_up: Tensor, gt: Tensor) -> Tensor:
     return torch.where(rearrange(negative, 'b -> b 1 1 1'), lq_up, gt)
 
 
-def judgement(levels: Tensor | tuple[Tensor, ...]) -> Tensor:
-    """The mean of a discriminator's logits; of several levels, each counts the same."""
-    levels = [levels] if isinstance(levels, Tensor) else levels
-    return sum(level.mean() for level in levels) / len(levels)
-
-
 def check_training(opt: Options, neg_prob: float) -> None:
     """Raise OptionError for losses that S3Diff cannot do without, or cannot use, and for half an adversary."""
     train = opt.train
@@ -164,8 +153,7 @@ def check_training(opt: Options, neg_prob: float) -> None:
         raise OptionError("network_g needs something to learn from: 'pixel_opt' or 'perceptual_opt'", ('train',))
     if train.losses.get('perceptual', {'type': 'LPIPSLoss'})['type'] != 'LPIPSLoss':
         raise OptionError('should be LPIPSLoss', ('train', 'perceptual_opt', 'type'))
-    if len({'d' in opt.networks, 'd' in train.optims, 'gan' in train.losses}) != 1:
-        raise OptionError('adversarial training needs network_d, optim_d and gan_opt, all or none', ('train',))
+    check_adversary(opt)
     if train.ema_decay:
         raise OptionError('S3Diff keeps no average of its weights: should be 0', ('train', 'ema_decay'))
     if not 0 <= neg_prob <= 1:

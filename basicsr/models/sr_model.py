@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from basicsr.models.adversary import Adversary
+from basicsr.models.adversary import Adversary, check_adversary
 from basicsr.models.base_model import BaseModel
 from basicsr.utils.options import Options
 from basicsr.utils.registry import MODEL_REGISTRY, OptionError
@@ -39,8 +39,8 @@ class SRModel(BaseModel):
         self.adversary = Adversary(self, relativistic) if 'd' in self.nets else None
         if opt.is_train and not opt.train.losses.keys() - {'gan'}:
             raise OptionError("section 'train' needs a loss: pixel_opt or perceptual_opt", ('train',))
-        if opt.is_train and (self.adversary is None) != ('gan' not in opt.train.losses):
-            raise OptionError('adversarial training needs network_d, optim_d and gan_opt, all or none', ('train',))
+        if opt.is_train:
+            check_adversary(opt)
 
     def before_step(self, iteration: int) -> None:
         super().before_step(iteration)

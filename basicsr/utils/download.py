@@ -46,7 +46,7 @@ def local_path(location: str | Path, offline: bool | None = None, cache: Path | 
     if path.is_file():
         _verify(path, checksum, f'{location} in the cache ({path}; delete it to download it again)')
         return path
-    if offline if offline is not None else os.environ.get('BASICSR_OFFLINE', '0') not in ('', '0'):
+    if is_offline(offline):
         raise DownloadError(f'{location}: not in the cache ({path.parent.parent}) and downloads are off (offline)')
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -63,6 +63,11 @@ def local_path(location: str | Path, offline: bool | None = None, cache: Path | 
         reason = getattr(error, 'strerror', None) or str(error) or type(error).__name__
         raise DownloadError(f'{location}: the download broke off ({reason}); run again to go on') from None
     return path
+
+
+def is_offline(offline: bool | None = None) -> bool:
+    """Whether downloads are off; None asks the environment variable BASICSR_OFFLINE."""
+    return os.environ.get('BASICSR_OFFLINE', '0') not in ('', '0') if offline is None else offline
 
 
 def cache_folder() -> Path:

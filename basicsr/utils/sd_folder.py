@@ -11,7 +11,7 @@ from pathlib import Path
 from filelock import FileLock  # torch depends on it
 from torch import nn
 
-from basicsr.utils.download import DownloadError, cache_folder
+from basicsr.utils.download import DownloadError, cache_folder, is_offline
 from basicsr.utils.optional import optional
 from basicsr.utils.registry import UserError
 
@@ -50,7 +50,7 @@ def sd_folder(location: str, parts: Iterable[str], offline: bool | None = None) 
             raise UserError(f"{missing}: no such file; sd_path should name SD-Turbo, a folder in diffusers' layout")
         return folder
     owner, _, name = location.partition('/')
-    if not owner or not name or '/' in name or '\\' in location or owner in ('.', '..', '~'):
+    if not is_hub_name(location):
         raise UserError(f'{location}: no such folder, and no name on the hub such as stabilityai/sd-turbo (sd_path)')
     hub, constants = (optional(name, 's3diff') for name in ('huggingface_hub', 'huggingface_hub.constants'))
     caches = (cache_folder() / 'hub', Path(constants.HF_HUB_CACHE))
@@ -58,7 +58,7 @@ def sd_folder(location: str, parts: Iterable[str], offline: bool | None = None) 
         found = _snapshot(hub, location, parts, cache, local_files_only=True)
         if found is not None and not _missing(found, parts):
             return found
-    if _is_offline(offline, constants):
+    if hub_is_offline(offline):
         places = ' or '.join(map(str, caches))
         raise DownloadError(f'{location}: not in the cache ({places}) and downloads are off (offline)')
     caches[0].mkdir(parents=True, exist_ok=True)
@@ -127,10 +127,17 @@ def accept_licence(name: str) -> None:
         raise UserError(f'{name}: its licence was not accepted, and nothing was downloaded')
 
 
-def _is_offline(offline: bool | None, constants) -> bool:
+def is_hub_name(name: str) -> bool:
+    """Whether this has the form OWNER/NAME, and is no path."""
+    owner, _, rest = name.partition('/')
+    return bool(owner and rest) and '/' not in rest and '\\' not in name and owner not in ('.', '..', '~')
+
+
+def hub_is_offline(offline: bool | None) -> bool:
+    """Whether the hub is not to be asked; None asks the environment, ours and that of its library."""
     if offline is not None:
         return offline
-    return os.environ.get('BASICSR_OFFLINE', '0') not in ('', '0') or constants.HF_HUB_OFFLINE
+    return is_offline() or optional('huggingface_hub.constants', 'hub').HF_HUB_OFFLINE
 
 
 def _snapshot(hub, name: str, parts: tuple[str, ...], cache: Path, local_files_only: bool) -> Path | None:
