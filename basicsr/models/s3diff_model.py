@@ -102,7 +102,11 @@ class S3DiffModel(BaseModel):
         if vae_encoder_tile % ENCODER_UNIT:
             raise OptionError(f'should be a multiple of {ENCODER_UNIT}, got {vae_encoder_tile}', ('vae_encoder_tile',))
         if sd_path is None and prompt_embeddings is None:
-            raise OptionError('prompts need sd_path, or prompt_embeddings', ('sd_path',))
+            raise OptionError(
+                "prompts need sd_path, or prompt_embeddings: name SD-Turbo's folder or stabilityai/sd-turbo by "
+                'model:sd_path (on the command line: --force_yml model:sd_path=...)',
+                ('sd_path',),
+            )
         if opt.is_train:
             check_training(opt, neg_prob)
         self.texts, self.prompt_embeddings = (positive_prompt, negative_prompt), prompt_embeddings
