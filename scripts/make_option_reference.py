@@ -8,7 +8,7 @@ import argparse
 import inspect
 import re
 import sys
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
 # This folder holds `option_reference`; the checkout's `basicsr` must win over an installed one.
@@ -18,23 +18,24 @@ from option_reference import (  # noqa: E402
     OWN_KEYS,
     argument_texts,
     component_schema,
+    constructor_schema,
     default_text,
+    described,
+    first_sentence,
+    nested_options,
     section_schema,
     type_text,
 )
 
-from basicsr.models.d2c_model import DivergenceSchedule  # noqa: E402
-from basicsr.models.diffusion import GaussianDiffusion  # noqa: E402
-from basicsr.models.diffusion_sampling import Sampler  # noqa: E402
 from basicsr.models.iter_training import TokenTraining  # noqa: E402
 from basicsr.models.s3diff_training import S3DiffTraining  # noqa: E402
-from basicsr.models.token_refinement import Refinement  # noqa: E402
 from basicsr.utils import option_sections as sections  # noqa: E402
 from basicsr.utils import registry  # noqa: E402
 from basicsr.utils.checkpoint import write_atomically  # noqa: E402
 from basicsr.utils.cli import run  # noqa: E402
+from basicsr.utils.nested_options import Checker, ComponentOf  # noqa: E402
 from basicsr.utils.published_options import DEGRADING_MODELS, PUBLISHED_MODELS, REPLACED  # noqa: E402
-from basicsr.utils.registry import MODEL_REGISTRY, Registry, UserError, argument_model  # noqa: E402
+from basicsr.utils.registry import MODEL_REGISTRY, Registry, UserError  # noqa: E402
 
 FOLDER = Path(__file__).resolve().parents[1] / 'docs' / 'options'
 PAGES: dict[str, tuple[str, str, Registry]] = {
@@ -58,13 +59,7 @@ PAGES: dict[str, tuple[str, str, Registry]] = {
     ),
     'schedulers.md': ('Schedulers', '`scheduler:` of `train:`.', registry.SCHEDULER_REGISTRY),
 }
-# Sections inside `model:`, and the parts of models that some of their options belong to.
-PARTS: dict[str, type] = {
-    '`schedule` and `val_schedule` of SR3Model.': GaussianDiffusion,
-    '`sampler` of SR3Model.': Sampler,
-    '`refinement` of ITERModel.': Refinement,
-    '`divergence_schedule` of D2CModel: when the divergence loss counts, in epochs.': DivergenceSchedule,
-}
+# The parts of models that some of their options belong to.
 TRAINED_BY: dict[str, type] = {'ITERModel': TokenTraining, 'S3DiffModel': S3DiffTraining}
 SAME_OPTIONS = {'DDPMUNet': 'SR3UNet'}
 COMMON = {
@@ -101,12 +96,6 @@ COMMON = {
     'no_degradation_prob': 'how likely the image is left as it is',
     'eps': 'added under the root, so that the loss is smooth at 0',
     'metric': "pyiqa's name of the metric",
-    'steps_per_epoch': 'iterations that count as an epoch: training pairs / batch size',
-    'start_epoch': 'the loss counts after this epoch only',
-    'every': 'epochs from one window, in which the loss counts, to the next',
-    'epochs': 'length of a window',
-    'decay_epoch': 'epochs after which the loss is multiplied by decay_rate, again and again',
-    'decay_rate': 'see decay_epoch',
     'num_degradation': 'scores of an image: blur and noise',
     'input_nc': 'channels of the input',
     'periods': 'iterations of each period',
@@ -267,22 +256,62 @@ def _component_page(title: str, where: str, kind: Registry) -> str:
         parts += [f'## {name}', escaped(schema['description'])]
         if kind is MODEL_REGISTRY:
             parts.append(f'Losses: {", ".join(f"`{loss}_opt`" for loss in entry.loss_names)}.')
-        parts.append(
-            _options_table(schema, argument_texts(TRAINED_BY.get(name, entries[SAME_OPTIONS.get(name, name)])), shared)
-        )
-    if kind is MODEL_REGISTRY:
-        for place, part in PARTS.items():
-            schema = argument_model(part, ()).model_json_schema()
-            parts += [f'## {part.__name__}', place, _options_table(schema, argument_texts(part), {})]
+        own = argument_texts(TRAINED_BY.get(name, entries[SAME_OPTIONS.get(name, name)]))
+        parts.append(_options_table(schema, own, shared, nested_options(entry)))
+    for entry, (given, places) in _nested(entries).items():
+        parts += [f'## {entry.__name__}', escaped(first_sentence(entry)), _place(places)]
+        parts.append(_options_table(constructor_schema(entry, given), argument_texts(entry), {}, nested_options(entry)))
     return '\n\n'.join(parts) + '\n'
 
 
-def _options_table(schema: dict, own: dict[str, str], shared: dict[str, str]) -> str:
+def _nested(components: dict[str, Callable]) -> dict[Callable, tuple[Collection[str], list[tuple[str, str, str]]]]:
+    """The constructors that describe sections inside the components' options, and inside these.
+
+    For each the arguments that no file sets, and where it counts: the option, whose option it is, what must be written.
+    """
+    found: dict[Callable, tuple[Collection[str], list[tuple[str, str, str]]]] = {}
+    owners = list(components.items())
+    for owner, entry in owners:  # which grows
+        for option, checker in nested_options(entry).items():
+            for written, inner in described(checker).items():
+                if inner not in found and inner not in components.values():
+                    owners.append((inner.__name__, inner))
+                found.setdefault(inner, (checker.given, []))[1].append((option, owner, written))
+    return {entry: rest for entry, rest in found.items() if entry not in components.values()}
+
+
+def _place(places: list[tuple[str, str, str]]) -> str:
+    """'`io_backend` of A and B, with `type: lmdb`.'"""
+    options, owners, written = (list(dict.fromkeys(column)) for column in zip(*places))
+    condition = f', with `{written[0]}`' if written[0] else ''
+    return f'{_listed(f"`{option}`" for option in options)} of {_listed(owners)}{condition}.'
+
+
+def _listed(words: Iterable[str]) -> str:
+    *most, last = words
+    return f'{", ".join(most)} and {last}' if most else last
+
+
+def _section_text(checker: Checker) -> str:
+    """What stands for the type of a nested section: links to what it may hold."""
+    if isinstance(checker, ComponentOf):
+        page, title = next((page, title) for page, (title, _, kind) in PAGES.items() if kind is checker.registry)
+        return f'section: one of the [{title.lower()}]({page})'
+    links = [
+        f'[{f"`{written}`" if written else entry.__name__}](#{entry.__name__.lower()})'
+        for written, entry in described(checker).items()
+    ]
+    return f'section: {" or ".join(links)}'
+
+
+def _options_table(schema: dict, own: dict[str, str], shared: dict[str, str], sections: dict[str, Checker]) -> str:
     """Of a schema's options: what its docstring says, else that of another component for an option of the same name."""
     rows = []
     for option, part in schema['properties'].items():
         text = own.get(option) or part.get('description') or shared.get(option) or _common(option)
-        rows.append(_row(option, part | {'description': escaped(text)}, schema))
+        name, kind, *rest = _row(option, part | {'description': escaped(text)}, schema)
+        kind = kind.replace('section', _section_text(sections[option])) if option in sections else kind
+        rows.append((name, kind, *rest))
     return _table(HEAD, rows) if rows else 'No options.'
 
 

@@ -10,19 +10,27 @@ depends on several options at once, or on files on this machine, only they say.
 import argparse
 import json
 import sys
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 # This folder holds `option_reference`; the checkout's `basicsr` must win over an installed one.
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
 
-from option_reference import REGISTRIES, component_schema, section_schema  # noqa: E402
+from option_reference import (  # noqa: E402
+    REGISTRIES,
+    component_schema,
+    constructor_schema,
+    nested_options,
+    section_schema,
+)
 
 from basicsr.utils.checkpoint import write_atomically  # noqa: E402
 from basicsr.utils.cli import run  # noqa: E402
+from basicsr.utils.nested_options import Checker, ComponentOf, OptionsByOption, OptionsByType, OptionsOf  # noqa: E402
 from basicsr.utils.option_parser import optimizer_names  # noqa: E402
 from basicsr.utils.option_sections import DatasetOptions, LoggerOptions, Options, PathOptions, TrainOptions, ValOptions  # noqa: E402
 from basicsr.utils.published_options import DEGRADING_MODELS, MODEL_OPTIONS_OF_TRAIN, PUBLISHED_MODELS, REPLACED  # noqa: E402
-from basicsr.utils.registry import MODEL_REGISTRY, UserError  # noqa: E402
+from basicsr.utils.registry import DEGRADATION_REGISTRY, MODEL_REGISTRY, UserError  # noqa: E402
 
 SCHEMA = Path(__file__).resolve().parents[1] / 'options' / 'schema.json'
 LOADING = [name for name in DatasetOptions.model_fields if name != 'options']
@@ -49,6 +57,9 @@ def schema() -> dict:
     for registry in REGISTRIES:
         for name in registry.names():
             _define(definitions, f'{registry.kind}.{name}', component_schema(registry, name))
+    for registry in REGISTRIES:
+        for name in registry.names():
+            _nest(definitions, definitions[f'{registry.kind}.{name}'], registry.get(name))
     return {
         '$schema': 'http://json-schema.org/draft-07/schema#',
         'title': 'basicsr option file',
@@ -75,7 +86,7 @@ def _top(definitions: dict) -> dict:
         },
         'model': {'type': ['object', 'null'], 'description': 'options of the model'},
         'datasets': {'type': 'object', 'additionalProperties': _dataset(definitions)},
-        'degradation': _chosen('degradation', definitions, 'of whole batches, on the device'),
+        'degradation': _chosen('degradation', definitions, 'of whole batches, on the device', _degrades_batches),
         'path': _path(definitions),
         'train': _train(definitions),
         'val': _val(definitions),
@@ -145,9 +156,63 @@ def _of_models(definitions: dict) -> list[dict]:
     return rules
 
 
-def _chosen(kind: str, definitions: dict, description: str = '') -> dict:
-    """A section whose `type` names a component; its other keys are the options of that one."""
+def _degrades_batches(name: str) -> bool:
+    return hasattr(DEGRADATION_REGISTRY.get(name), 'forward')
+
+
+def _nest(definitions: dict, part: dict, entry: Callable) -> None:
+    """Say in the schema of a constructor's arguments what those that are nested sections may hold."""
+    for option, checker in nested_options(entry).items():
+        whole = part['properties'][option]
+        if isinstance(checker, OptionsByOption):
+            part.setdefault('allOf', []).extend(_depending(definitions, part, option, checker))
+        elif 'anyOf' in whole:
+            section = _nested(definitions, checker)
+            whole['anyOf'] = [section if kind.get('type') == 'object' else kind for kind in whole['anyOf']]
+        else:
+            del whole['type'], whole['additionalProperties']
+            whole['allOf'] = [_nested(definitions, checker)]
+
+
+def _nested(definitions: dict, checker: Checker) -> dict:
+    match checker:
+        case OptionsOf():
+            return _arguments(definitions, f'options.{checker.entry.__name__}', checker.entry, checker.given)
+        case OptionsByType():
+            for kind, entry in checker.kinds.items():
+                _arguments(definitions, f'{checker.what}.{kind}', entry, checker.given)
+            section = _chosen(checker.what, definitions)
+        case ComponentOf():
+            kind, entry_of = checker.registry.kind, checker.registry.get
+            section = _chosen(kind, definitions, fits=lambda name: not checker.misplaced(entry_of(name)))
+    return section | {'type': 'object'}
+
+
+def _depending(definitions: dict, part: dict, option: str, checker: OptionsByOption) -> list[dict]:
+    """What `option` may hold for each value of the option that decides it; its default counts where it is absent."""
+    rules, usual = [], part['properties'][checker.option].get('default')
+    for kind, entry in checker.kinds.items():
+        section = _arguments(definitions, f'{checker.option}.{kind}', entry, checker.given)
+        chosen = {'properties': {checker.option: {'const': kind}}}
+        chosen |= {} if kind == usual else {'required': [checker.option]}
+        rules.append({'if': chosen, 'then': {'properties': {option: {'anyOf': [section, {'type': 'null'}]}}}})
+    return rules
+
+
+def _arguments(definitions: dict, name: str, entry: Callable, given: Collection[str]) -> dict:
+    """A reference to the definition of a constructor's arguments, which is made once."""
+    if name not in definitions:
+        _define(definitions, name, constructor_schema(entry, given))
+        _nest(definitions, definitions[name], entry)
+    return {'$ref': f'#/definitions/{name}'}
+
+
+def _chosen(
+    kind: str, definitions: dict, description: str = '', fits: Callable[[str], bool] = lambda name: True
+) -> dict:
+    """A section whose `type` names a component that `fits`; its other keys are the options of that one."""
     names = [name.removeprefix(f'{kind}.') for name in definitions if name.startswith(f'{kind}.')]
+    names = [name for name in names if fits(name)]
     for name in names:
         part = definitions[f'{kind}.{name}']
         part['properties'] = {'type': {'const': name}} | part['properties']
@@ -185,12 +250,10 @@ def _define(definitions: dict, name: str, part: dict) -> None:
 
 
 def _moved(node):
-    """A part of a schema with its references pointing to the common definitions."""
+    """A part of a schema as draft 7 writes it: where definitions are, and how the parts of a tuple are called."""
     if isinstance(node, dict):
-        return {
-            key: value.replace('#/$defs/', '#/definitions/') if key == '$ref' else _moved(value)
-            for key, value in node.items()
-        }
+        moved = {'items' if key == 'prefixItems' else key: _moved(value) for key, value in node.items()}
+        return moved | {key: moved[key].replace('#/$defs/', '#/definitions/') for key in ('$ref',) if key in moved}
     return [_moved(part) for part in node] if isinstance(node, list) else node
 
 

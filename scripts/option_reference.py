@@ -2,9 +2,10 @@
 
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
+from basicsr.utils.nested_options import Checker, ComponentOf, OptionsByOption, OptionsByType, checker_of
 from basicsr.utils.option_parser import MADE_BY_THE_PROGRAM
 from basicsr.utils.option_sections import Options, Section
 from basicsr.utils.published_options import GIVEN_TO_DEGRADATIONS
@@ -45,8 +46,12 @@ OWN_KEYS = {name: field for name, field in Options.model_fields.items() if name 
 
 def component_schema(registry: Registry, name: str) -> dict:
     """JSON schema of the options of one registered class or function, `type` not included."""
-    entry = registry.get(name)
-    schema = _with_bounds(argument_model(entry, GIVEN[registry.kind]).model_json_schema())
+    return constructor_schema(registry.get(name), GIVEN[registry.kind])
+
+
+def constructor_schema(entry: Callable, given: Collection[str]) -> dict:
+    """JSON schema of the arguments of a class or function except those in `given`; nested sections are any object."""
+    schema = _with_bounds(argument_model(entry, given).model_json_schema())
     del schema['title']
     schema |= {'description': first_sentence(entry), 'additionalProperties': False}
     texts = argument_texts(entry)
@@ -55,6 +60,27 @@ def component_schema(registry: Registry, name: str) -> dict:
         if option in texts:
             part['description'] = texts[option]
     return schema
+
+
+def nested_options(entry: Callable) -> dict[str, Checker]:
+    """The arguments of a class or function that are nested sections, and what these describe."""
+    checkers = {name: checker_of(part.annotation) for name, part in inspect.signature(entry).parameters.items()}
+    return {name: checker for name, checker in checkers.items() if checker}
+
+
+def described(checker: Checker) -> dict[str, Callable]:
+    """The constructors whose arguments a nested section may hold, by what must be written for each to be meant.
+
+    '' where nothing needs to be; nothing for registered components, which are described elsewhere.
+    """
+    match checker:
+        case ComponentOf():
+            return {}
+        case OptionsByType():
+            return {f'type: {kind}': entry for kind, entry in checker.kinds.items()}
+        case OptionsByOption():
+            return {f'{checker.option}: {kind}': entry for kind, entry in checker.kinds.items()}
+    return {'': checker.entry}
 
 
 def section_schema(section: type[Section]) -> dict:

@@ -168,6 +168,18 @@ def test_every_argument_of_every_component_is_explained(page, registry):
         assert wanted <= listed.keys() and all(listed.values()), name
 
 
+@pytest.mark.parametrize(('page', 'count'), [('networks.md', 5), ('models.md', 4), ('datasets.md', 5)])
+def test_what_a_section_may_hold_is_listed_where_its_type_leads(page, count):
+    text = TEXTS[f'options/{page}']
+    sections = re.findall(r'^## (\w+)\n(.*?)(?=^## |\Z)', text, re.S | re.M)
+    parts, places = {name.lower(): part for name, part in sections}, set(re.findall(r'\]\(#(\w+)\)', text))
+    assert len(places) == count
+    for place in places:
+        listed = rows(parts[place])[1:]
+        assert listed or 'No options.' in parts[place], place
+        assert all(meaning for *_, meaning in listed), place
+
+
 def constants(path: Path) -> list[str]:
     """Every text in a file of Python, as it is when the program runs; those with values inside in parts."""
     return [

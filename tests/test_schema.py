@@ -1,11 +1,16 @@
 """The JSON schema of option files: made of the code, true of every option file here, and as strict as the programs."""
 
 import json
+import re
 import subprocess
 import sys
+from copy import deepcopy
+from functools import reduce
+from pathlib import Path
 
 import jsonschema
 import pytest
+import yaml
 from training_fixture import ROOT
 
 from basicsr.utils.options import load_options
@@ -37,6 +42,90 @@ MISTAKES = {
     'an unknown protocol': (TEST, 'val:protocol=y'),
     'a misspelt metric': (TEST, 'val:metrics:psnr:type=snr'),
     'a misspelt option of restoring': (TEST, 'val:restorer:tiles=64'),
+    'a list that is too long': ('options/train/ITER/ITER-demo_hq.yml', 'network_g:ddconfig:resolution=[64, 64, 64]'),
+    'text in a list of numbers': (
+        'options/train/ITER/ITER-demo_hq.yml',
+        'network_g:ddconfig:resolution=[64, wide]',
+    ),
+    'a degradation of single images for batches': (
+        'options/train/degradations/realesrgan_x2.yml',
+        'degradation:type=BicubicDegradation',
+    ),
+    'a degradation of batches for single images': (
+        'options/train/degradations/bsrgan_x2.yml',
+        'datasets:train:degradation:type=RealESRGANDegradation',
+    ),
+    'a misspelt place of images': (TRAIN, 'datasets:train:io_backend:type=dsik'),
+    'no place of images': (TRAIN, 'datasets:train:io_backend:lock=true'),
+    'a misspelt backbone': ('options/train/D2C/D2C-RCAN_RealSR_x4.yml', 'network_g:backbone:type=RCANN'),
+    'options of another kind of token net': ('options/train/ITER/ITER-demo_x4.yml', 'network_g:demask_net=unet'),
+}
+# Sections inside the options of components: where one is, what the file is given for that, and an option that such a
+# section may hold with a value that it takes and one of a wrong type.
+ITER, SR3 = 'options/train/ITER/ITER-demo_x4.yml', 'options/train/SR3/SR3-demo_x4.yml'
+VQGAN, D2C = 'options/train/ITER/ITER-demo_hq.yml', 'options/train/D2C/D2C-ATD-light_RealSR_x4.yml'
+GT, KERNELS = (f'options/train/degradations/{name}_x2.yml' for name in ('bsrgan', 'realesrgan'))
+CHAIN = {'schedule': 'linear', 'n_timestep': 9, 'linear_start': 0.1, 'linear_end': 0.5}
+BLUR = {'kernel_list': ['iso'], 'kernel_prob': [1], 'sinc_prob': 0, 'blur_sigma': [1, 2]}
+BLUR |= {'betag_range': [0.5, 2], 'betap_range': [1, 2]}
+BLURS = BLUR | {f'{name}2': value for name, value in BLUR.items()} | {'final_sinc_prob': 0}
+SHARDS = {'type': 'ShardedImageDataset', 'shards': 'a.tar', 'gt_size': 64, 'batch_size_per_gpu': 1}
+UNET = {'network_g:demask_net': 'unet', 'network_g:demask_opt': {'ch': 32}}
+TRAINED = 'datasets:train'
+NESTED = {
+    'model.ITERModel.refinement': (ITER, 'model:refinement', {}, 'threshold', 0.5, 'high'),
+    'model.SR3Model.schedule': (SR3, 'model:schedule', {}, 'n_timestep', 500, [500]),
+    'model.SR3Model.val_schedule': (SR3, 'model:val_schedule', {'model:val_schedule': CHAIN}, 'n_timestep', 9, 9.5),
+    'model.SR3Model.sampler': (SR3, 'model:sampler', {}, 'steps', 5, 0),
+    'model.D2CModel.divergence_schedule': (D2C, 'model:divergence_schedule', {}, 'every', 50, 0),
+    'arch.ITER.vqgan_opt': (ITER, 'network_g:vqgan_opt', {}, 'beta', 0.25, True),
+    'arch.ITER.vqgan_opt, deeper': (ITER, 'network_g:vqgan_opt:ddconfig', {}, 'num_heads', 8, 'many'),
+    'arch.ITER.demask_opt': (ITER, 'network_g:demask_opt', {}, 'swin_blk_num', 2, 2.5),
+    'arch.ITER.demask_opt, of another net': (ITER, 'network_g:demask_opt', UNET, 'ch_mult', [1, 2], 2),
+    'arch.SwinVQGAN.ddconfig': (VQGAN, 'network_g:ddconfig', {}, 'ch_mult', [1, 2], [1, 'two']),
+    'arch.D2CBackboneBranches.backbone': (D2C, 'network_g:backbone', {}, 'embed_dim', 48, 'wide'),
+    'dataset.DegradedImageDataset.degradation': (GT, f'{TRAINED}:degradation', {}, 'jpeg_range', [30, 95], 30),
+    'dataset.BSRGANTrainDataset.degradation': (
+        GT,
+        f'{TRAINED}:degradation',
+        {f'{TRAINED}:type': 'BSRGANTrainDataset'},
+        'noise_range',
+        [2, 25],
+        [2, 25, 50],
+    ),
+    'dataset.ShardedImageDataset.degradation': (
+        GT,
+        f'{TRAINED}:degradation',
+        {TRAINED: SHARDS | {'degradation': {'type': 'BicubicDegradation'}}},
+        'round_to_8_bit',
+        True,
+        1,
+    ),
+    'dataset.ShardedImageDataset.kernels': (
+        GT,
+        f'{TRAINED}:kernels',
+        {TRAINED: SHARDS | {'kernels': BLURS}},
+        'blur_sigma',
+        [0.2, 3],
+        [0.2],
+    ),
+} | {
+    f'dataset.{kind}.io_backend': (
+        file,
+        f'{entry}:io_backend',
+        {f'{entry}:type': kind, f'{entry}:io_backend': {'type': 'lmdb'}, **more},
+        'readahead',
+        True,
+        'often',
+    )
+    for kind, file, entry, more in (
+        ('PairedImageDataset', TRAIN, TRAINED, {}),
+        ('DegradedImageDataset', GT, TRAINED, {}),
+        ('BSRGANTrainDataset', GT, TRAINED, {}),
+        ('KernelImageDataset', KERNELS, TRAINED, {}),
+        ('RealESRGANDataset', KERNELS, TRAINED, {}),
+        ('SingleImageDataset', TEST, 'datasets:lq', {'datasets:lq:dataroot_lq': 'lq'}),
+    )
 }
 
 
@@ -69,6 +158,49 @@ def test_what_the_programs_refuse_it_refuses_too(file, override):
     assert faults(tree)
     with pytest.raises(OptionError):
         load_options(ROOT / file, file == TRAIN, [override], check_files=False)
+
+
+def said_of(tree: dict, path: Path, is_train: bool) -> tuple[list[str], str]:
+    """The faults that the schema finds, and what the program says of a file with that content."""
+    path.write_text(yaml.safe_dump(tree))
+    try:
+        load_options(path, is_train, check_files=False)
+    except OptionError as error:
+        return faults(tree), str(error)
+    return faults(tree), ''
+
+
+@pytest.mark.parametrize(('file', 'place', 'given', 'option', 'right', 'wrong'), NESTED.values(), ids=NESTED)
+def test_a_section_inside_options_is_checked_as_by_the_programs(file, place, given, option, right, wrong, tmp_path):
+    def said(name: str, value: object) -> tuple[list[str], str]:
+        tree, _ = load_yaml(ROOT / file)
+        for where, content in (*given.items(), (f'{place}:{name}', value)):
+            *sections, last = where.split(':')
+            reduce(lambda section, key: section.setdefault(key, {}), sections, tree)[last] = deepcopy(content)
+        return said_of(tree, tmp_path / 'x.yml', '/train/' in file)
+
+    assert said(option, right) == ([], '')
+    of_schema, of_program = said(f'{option}x', right)
+    assert of_schema
+    assert re.search(
+        rf"x\.yml:\d+: {place}:{option}x: '{option}x' is not a known option of .* mean '{option}'\?", of_program
+    )
+    of_schema, of_program = said(option, wrong)
+    assert of_schema
+    assert re.search(rf'x\.yml:\d+: {place}:{option}: ', of_program)
+
+
+def test_every_section_inside_options_is_among_those_that_are_tried():
+    tried, plain = {name.split()[0].strip(',') for name in NESTED}, set()
+    for name, definition in SCHEMA['definitions'].items():
+        for option, part in definition.get('properties', {}).items():
+            kinds = [part, *part.get('anyOf', ())]
+            if '.' in name and any(kind.get('additionalProperties') is True for kind in kinds):
+                plain.add(f'{name}.{option}')
+            elif '.' in name and any('allOf' in kind or '$ref' in kind for kind in kinds):
+                assert f'{name}.{option}' in tried | {'options.SwinVQGAN.ddconfig'}
+    # Of the first, a rule beside it says more; the others are those of another package's networks.
+    assert plain == {'arch.ITER.demask_opt', 'arch.S3Diff.unet', 'arch.S3Diff.vae'}
 
 
 def test_options_are_explained_where_their_code_explains_them():

@@ -193,7 +193,7 @@ def test_an_option_file_may_name_a_part_of_an_lmdb_of_sr3(tmp_path, monkeypatch)
     [
         ({}, 'None is not a known io_backend; known: disk, lmdb, packed, sr3_lmdb'),
         ({'type': 'dsik'}, "'dsik' is not a known io_backend; did you mean 'disk'?"),
-        ({'typ': 'disk'}, "'typ' is not a known option of an io_backend; did you mean 'type'?"),
+        ({'typ': 'disk'}, "'typ' is not a known option of io_backend; did you mean 'type'?"),
         (
             {'type': 'lmdb', 'readonyl': True},
             "'readonyl' is not a known option of io_backend lmdb; did you mean 'readonly'?",

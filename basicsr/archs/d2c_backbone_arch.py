@@ -1,22 +1,15 @@
 """D2C-SR's tree of predictions (Li et al., ECCV 2022, arXiv:2103.14373) with any network as its branches."""
 
 import copy
-from typing import Annotated
 
 import torch
-from pydantic import AfterValidator
 from torch import Tensor, nn
 
+from basicsr.utils.nested_options import ComponentOf, nested
 from basicsr.utils.registry import ARCH_REGISTRY
 
 PARENTS = ((0, 1), (2, 3))  # branches 11 and 12, 21 and 22
 PROBE = 8  # side of the image on which the shared modules are tried
-
-
-def checked_backbone(section: dict) -> dict:
-    """The section as it is. Raises OptionError unless it describes a registered network."""
-    ARCH_REGISTRY.check(section)
-    return section
 
 
 @ARCH_REGISTRY.register()
@@ -38,7 +31,7 @@ class D2CBackboneBranches(nn.Module):
     def __init__(
         self,
         scale: int,
-        backbone: Annotated[dict, AfterValidator(checked_backbone)],
+        backbone: nested(ComponentOf(ARCH_REGISTRY)),
         shared: tuple[str, ...] = (),
         parents: tuple[str, ...] = (),
     ):

@@ -5,9 +5,9 @@ Attribute names are those of the published checkpoints (chaofengc/ITER).
 
 import math
 from contextlib import AbstractContextManager, nullcontext
-from typing import Annotated, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
-from pydantic import AfterValidator, PositiveInt
+from pydantic import PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -18,7 +18,8 @@ from basicsr.archs.blocks.swin import SwinLayers, with_computed, without_compute
 from basicsr.archs.blocks.unet import fast_order
 from basicsr.archs.swin_vqgan_arch import COPIES, SwinVQGAN
 from basicsr.archs.token_net_arch import TOKEN_NETS, exact_conv
-from basicsr.utils.registry import ARCH_REGISTRY, OptionError, check_arguments
+from basicsr.utils.nested_options import OptionsByOption, OptionsOf, nested
+from basicsr.utils.registry import ARCH_REGISTRY
 
 # The UNet of tokens goes through its middle twice, for which published files repeat it.
 ALL_COPIES = COPIES | {'.mid_block.2.': '.mid_block.0.', '.mid_block.3.': '.mid_block.1.'}
@@ -56,12 +57,6 @@ class TokenLogits(NamedTuple):
     refined_image: Tensor | None = None
 
 
-def checked_vqgan(section: dict) -> dict:
-    """The section as it is. Raises OptionError unless it describes a SwinVQGAN."""
-    check_arguments(SwinVQGAN, section, what='option of vqgan_opt')
-    return section
-
-
 @ARCH_REGISTRY.register()
 class ITER(nn.Module):
     """An LQ encoder that names the tokens of a frozen SwinVQGAN, and two token nets that judge and refine them.
@@ -69,7 +64,7 @@ class ITER(nn.Module):
     Args:
         vqgan_opt: options of the SwinVQGAN.
         scale_factor: a power of 2, at most the reduction of the SwinVQGAN.
-        demask_net: kind of both token nets; demask_opt: options of it, such as its width `ch`.
+        demask_net: kind of both token nets; demask_opt: options of that kind.
         refine: whether there are token nets; without them the network is trained for the LQ encoder alone.
     Shape: lq (b, 3, h, w) in [0, 1], sides multiples of `size_multiple`; maps of tokens (b, h * s, w * s) int64 with
         s = scale / reduction.
@@ -77,10 +72,10 @@ class ITER(nn.Module):
 
     def __init__(
         self,
-        vqgan_opt: Annotated[dict, AfterValidator(checked_vqgan)],
+        vqgan_opt: nested(OptionsOf(SwinVQGAN, 'vqgan_opt')),
         scale_factor: PositiveInt = 4,
         demask_net: Literal['swin', 'unet', 'transformer'] = 'swin',
-        demask_opt: dict | None = None,
+        demask_opt: nested(OptionsByOption('demask_net', TOKEN_NETS, ('in_channels', 'out_ch'))) | None = None,
         refine: bool = True,
     ):
         super().__init__()
@@ -185,10 +180,6 @@ class TokenRefine(nn.Module):
     def __init__(self, n_e: int, demask_net: str, demask_opt: dict):
         super().__init__()
         net = TOKEN_NETS[demask_net]
-        try:
-            check_arguments(net, demask_opt, ('in_channels', 'out_ch'), f'option of demask_net {demask_net}')
-        except OptionError as error:
-            raise OptionError(str(error), ('demask_opt', *error.key)) from None
         self.token_crit_net = net(n_e, 2, **demask_opt)
         self.token_refine_net = net(n_e + 1, n_e, **demask_opt)
 

@@ -4,10 +4,10 @@ Attribute names are those of the published checkpoints (chaofengc/ITER, where it
 """
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Literal
 
 from einops import rearrange
-from pydantic import AfterValidator, PositiveFloat, PositiveInt
+from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from basicsr.archs.blocks.attention import exact_type
@@ -17,7 +17,8 @@ from basicsr.archs.blocks.conv import conv3
 from basicsr.archs.blocks.published import with_copies, without_copies
 from basicsr.archs.blocks.swin import SwinLayers, with_computed, without_computed
 from basicsr.archs.blocks.unet import EnlargingConv, fast_order
-from basicsr.utils.registry import ARCH_REGISTRY, check_arguments
+from basicsr.utils.nested_options import OptionsOf, nested
+from basicsr.utils.registry import ARCH_REGISTRY
 
 COPIES = {'.generator.': '.decoder.'}  # names of published files, and of what they repeat
 
@@ -26,12 +27,18 @@ COPIES = {'.generator.': '.decoder.'}  # names of published files, and of what t
 class AutoencoderOptions:
     """`ddconfig` of published option files, all of whose values are the defaults.
 
-    in_channels, emb_dim: channels of the image and of the codes.
-    nf, ch_mult: features are nf * ch_mult[i] channels on level i; each level but the last is halved.
-    global_blks: 'swin', or 'mhsa' for attention over the heads of each pixel; then nothing else of `swin` matters.
-    resolution: (h, w) of the image that decides the windows of the Swin blocks, see SwinLayers.
-    num_res_blocks, res_blocks: residual blocks on each level of the encoder, of the decoder.
-    num_heads: of the encoder's Swin blocks; the decoder's have 8.
+    Args:
+        in_channels: channels of the image.
+        emb_dim: channels of the codes.
+        resolution: (h, w) of the image that decides the windows of the Swin blocks, see SwinLayers.
+        nf, ch_mult: features are nf * ch_mult[i] channels on level i; each level but the last is halved.
+        global_blks: 'swin', or 'mhsa' for attention over the heads of each pixel; then nothing else of `swin` matters.
+        swin_dim: channels of the Swin blocks.
+        swin_window: side of the windows of the Swin blocks.
+        swin_blk_num: groups of Swin blocks; swin_blk_depth: blocks in each group.
+        num_heads: of the encoder's Swin blocks; the decoder's have 8.
+        num_res_blocks: residual blocks on each level of the encoder.
+        res_blocks: residual blocks on each level of the decoder.
     """
 
     in_channels: PositiveInt = 3
@@ -54,12 +61,6 @@ class AutoencoderOptions:
         return 2 ** (len(self.ch_mult) - 1)
 
 
-def checked_options(section: dict) -> dict:
-    """The section as it is. Raises OptionError unless it describes an autoencoder."""
-    check_arguments(AutoencoderOptions, section, what='option of ddconfig')
-    return section
-
-
 @ARCH_REGISTRY.register()
 class SwinVQGAN(nn.Module):
     """Image -> map of entries of a learned codebook -> image.
@@ -74,7 +75,7 @@ class SwinVQGAN(nn.Module):
 
     def __init__(
         self,
-        ddconfig: Annotated[dict, AfterValidator(checked_options)],
+        ddconfig: nested(OptionsOf(AutoencoderOptions, 'ddconfig')),
         n_embed: PositiveInt,
         embed_dim: PositiveInt,
         beta: PositiveFloat = 0.25,

@@ -86,7 +86,12 @@ def exact_conv(conv: nn.Conv2d, x: Tensor) -> Tensor:
 
 
 class SwinTokenNet(TokenNet):
-    """The published token net: Swin blocks as wide as the features, which have 8 heads and windows of 8."""
+    """The published token net: Swin blocks as wide as the features, which have 8 heads and windows of 8.
+
+    Args:
+        ch: features.
+        swin_blk_num: groups of Swin blocks; swin_blk_depth: blocks in each group.
+    """
 
     def __init__(self, in_channels: int, out_ch: int, ch: int = 256, swin_blk_num: int = 4, swin_blk_depth: int = 6):
         super().__init__(ch, in_channels)
@@ -102,7 +107,10 @@ class SwinTokenNet(TokenNet):
 class UNetTokenNet(TokenNet):
     """Residual blocks at falling and rising resolutions.
 
-    ch_mult: features of each level, times ch; num_res_blocks: residual blocks on each level, each way.
+    Args:
+        ch: features.
+        ch_mult: what they are multiplied by on each level.
+        num_res_blocks: residual blocks on each level, each way.
     """
 
     def __init__(
@@ -148,7 +156,11 @@ def residual_blocks(inputs: int, out: int, count: int) -> list[nn.Module]:
 
 
 class TransformerTokenNet(TokenNet):
-    """A transformer in LLaMA's way (arXiv:2302.13971) over all tokens in raster order: any size."""
+    """A transformer in LLaMA's way (arXiv:2302.13971) over all tokens in raster order: any size.
+
+    Args:
+        ch: features, a multiple of 16.
+    """
 
     def __init__(self, in_channels: int, out_ch: int, ch: int = 512):
         super().__init__(ch, in_channels)

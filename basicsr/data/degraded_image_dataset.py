@@ -1,9 +1,9 @@
 """Ground truth on disk; lq is made of each image by the worker that reads it."""
 
-from typing import Annotated, Any
+from collections.abc import Callable
 
 import numpy as np
-from pydantic import AfterValidator, PositiveInt
+from pydantic import PositiveInt
 from torch import nn
 from torch.utils.data import Dataset
 
@@ -12,26 +12,23 @@ from basicsr.data.gt_transforms import GtCrop
 from basicsr.data.storage import DISK, IoBackend
 from basicsr.data.transforms import augment, draw_flips
 from basicsr.utils.image import scaled_to_float, to_tensor
+from basicsr.utils.nested_options import ComponentOf, nested
 from basicsr.utils.registry import DATASET_REGISTRY, DEGRADATION_REGISTRY, OptionError
 from basicsr.utils.seeding import derived_seed, sample_generator
 
 
-def checked_degradation(section: dict) -> dict:
-    """The section as it is. Raises OptionError unless it names a degradation of single images and fits it."""
-    name = section.get('type')
-    if isinstance(name, str):
-        entry: Any = DEGRADATION_REGISTRY.get(name)
-        if isinstance(entry, type) and issubclass(entry, nn.Module):
-            raise OptionError(
-                f'{name} degrades whole batches on the device: it belongs in the section `degradation:` beside '
-                '`datasets:`, with a data set that gives gt only',
-                ('type',),
-            )
-    DEGRADATION_REGISTRY.check(section, ('scale',))
-    return section
+def of_batches(entry: Callable) -> str:
+    """Why a degradation cannot be that of a data set; '' for one of single images."""
+    if isinstance(entry, type) and issubclass(entry, nn.Module):
+        return (
+            f'{entry.__name__} degrades whole batches on the device: it belongs in the section `degradation:` beside '
+            '`datasets:`, with a data set that gives gt only'
+        )
+    return ''
 
 
-Degradation = Annotated[dict, AfterValidator(checked_degradation)]
+checked_degradation = ComponentOf(DEGRADATION_REGISTRY, ('scale',), of_batches)
+Degradation = nested(checked_degradation)
 LIGHT_BSRGAN = {'type': 'BSRGANLightDegradation'}
 
 

@@ -2,11 +2,10 @@
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Annotated
 
 import numpy as np
 import torch
-from pydantic import AfterValidator, PositiveInt
+from pydantic import PositiveInt
 from torch.utils.data import IterableDataset
 
 from basicsr.data.degradations.kernels import KernelOptions
@@ -15,18 +14,11 @@ from basicsr.data.gt_transforms import GtCrop
 from basicsr.data.shards import Sample, Shard, checksum, found_shards, local_path, read_samples
 from basicsr.data.transforms import augment, draw_flips
 from basicsr.utils.image import to_tensor
-from basicsr.utils.registry import DATASET_REGISTRY, DEGRADATION_REGISTRY, OptionError, check_arguments
+from basicsr.utils.nested_options import OptionsOf, nested
+from basicsr.utils.registry import DATASET_REGISTRY, DEGRADATION_REGISTRY, OptionError
 from basicsr.utils.seeding import sample_generator
 
-
-def checked_kernels(section: dict) -> dict:
-    """The section as it is. Raises OptionError unless it is complete and possible as KernelOptions."""
-    check_arguments(KernelOptions, section, what='option of kernels')
-    KernelOptions(**section)
-    return section
-
-
-Kernels = Annotated[dict, AfterValidator(checked_kernels)]
+checked_kernels = OptionsOf(KernelOptions, 'kernels', tried=True)
 
 
 @DATASET_REGISTRY.register()
@@ -56,7 +48,7 @@ class ShardedImageDataset(IterableDataset):
         scale: int,
         gt_size: PositiveInt,
         degradation: Degradation | None = None,
-        kernels: Kernels | None = None,
+        kernels: nested(checked_kernels) | None = None,
         phase: str = 'train',
         index: str | None = None,
         shuffle_buffer: PositiveInt = 256,

@@ -7,15 +7,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
-import pydantic
 
 from basicsr.data.packed import PackedStorage
 from basicsr.data.storage_kinds import refuse_other_kind
 from basicsr.utils.image import IMAGE_SUFFIXES, decode_pixels, decoded_size, header_size
-from basicsr.utils.registry import OptionError, check_arguments, reject_unknown, suggestion
+from basicsr.utils.nested_options import OptionsByType, nested
+from basicsr.utils.registry import OptionError
 
 # The handles of LMDBs that this process has opened. LMDB allows one handle of a file in a process and none that was
 # inherited: so data sets share them, and they are closed before a process forks and opened again when next read.
@@ -110,7 +110,13 @@ class _LmdbReader(EncodedStorage):
 
 
 class LmdbStorage(_LmdbReader):
-    """An LMDB of encoded images in BasicSR's layout: keys are paths without `.png`, listed in its meta_info.txt."""
+    """An LMDB of encoded images in BasicSR's layout: keys are paths without `.png`, listed in its meta_info.txt.
+
+    Args:
+        readonly: open it for reading only.
+        lock: take LMDB's lock, for what is written meanwhile.
+        readahead: let the system read ahead.
+    """
 
     def __init__(self, root: str, readonly: bool = True, lock: bool = False, readahead: bool = False):
         super().__init__(root, Path(root), '', {'readonly': readonly, 'lock': lock, 'readahead': readahead})
@@ -131,6 +137,9 @@ class Sr3LmdbStorage(_LmdbReader):
 
     Args:
         root: `ffhq_16_128/hr_128` is what the keys of the LMDB `ffhq_16_128` hold that begin with `hr_128_`.
+        readonly: open it for reading only.
+        lock: take LMDB's lock, for what is written meanwhile.
+        readahead: let the system read ahead.
     """
 
     def __init__(self, root: str, readonly: bool = True, lock: bool = False, readahead: bool = False):
@@ -165,21 +174,8 @@ class Sr3LmdbStorage(_LmdbReader):
 
 STORAGES = {'disk': FolderStorage, 'lmdb': LmdbStorage, 'sr3_lmdb': Sr3LmdbStorage, 'packed': PackedStorage}
 Storage = FolderStorage | LmdbStorage | Sr3LmdbStorage | PackedStorage
-
-
-def checked_backend(io_backend: dict) -> dict:
-    """The options as they are. Raises OptionError for an unknown type, a wrong key or a wrong value."""
-    if 'type' not in io_backend:
-        reject_unknown(io_backend, ['type'], 'option of an io_backend')
-    kind = io_backend.get('type')
-    if kind not in STORAGES:
-        raise OptionError(f'{kind!r} is not a known io_backend; {suggestion(str(kind), STORAGES)}', ('type',))
-    options = {key: value for key, value in io_backend.items() if key != 'type'}
-    check_arguments(STORAGES[kind], options, ('root',), f'option of io_backend {kind}')
-    return io_backend
-
-
-IoBackend = Annotated[dict, pydantic.AfterValidator(checked_backend)]
+checked_backend = OptionsByType(STORAGES, 'io_backend', ('root',))
+IoBackend = nested(checked_backend)
 DISK = {'type': 'disk'}
 
 

@@ -1,15 +1,16 @@
 """D2C-SR: several divergent predictions of one image, then their convergence to one."""
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
-from pydantic import AfterValidator, NonNegativeInt, PositiveInt
+from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor
 
 from basicsr.models.base_model import BaseModel
+from basicsr.utils.nested_options import OptionsOf, nested
 from basicsr.utils.options import Options
-from basicsr.utils.registry import MODEL_REGISTRY, OptionError, check_arguments
+from basicsr.utils.registry import MODEL_REGISTRY, OptionError
 
 TRAINED = {'joint': ('g', 'f'), 'branches': ('g',), 'fusion': ('f',)}
 
@@ -20,9 +21,17 @@ class DivergenceSchedule:
 
     After epoch `start_epoch`, in the first `epochs` of each `every` epochs, by decay_rate^floor(epoch / decay_epoch).
     Windows begin at multiples of `every`, wherever start_epoch lies.
+
+    Args:
+        steps_per_epoch: iterations that count as an epoch: floor(training pairs / batch size).
+        start_epoch: the loss counts after this epoch only.
+        every: epochs from one window, in which the loss counts, to the next.
+        epochs: length of a window.
+        decay_epoch: epochs after which the loss is multiplied by decay_rate, again and again.
+        decay_rate: see decay_epoch.
     """
 
-    steps_per_epoch: PositiveInt  # floor(training pairs / batch size); an epoch is no more than this many iterations
+    steps_per_epoch: PositiveInt
     start_epoch: NonNegativeInt
     every: PositiveInt
     epochs: PositiveInt
@@ -37,10 +46,7 @@ class DivergenceSchedule:
         return self.decay_rate ** (epoch // self.decay_epoch)
 
 
-def checked_schedule(section: dict) -> dict:
-    """The section as it is. Raises OptionError unless it describes a DivergenceSchedule."""
-    check_arguments(DivergenceSchedule, section, what='option of divergence_schedule')
-    return section
+checked_schedule = OptionsOf(DivergenceSchedule, 'divergence_schedule')
 
 
 @MODEL_REGISTRY.register()
@@ -70,7 +76,7 @@ class D2CModel(BaseModel):
         stages: Literal['joint', 'branches', 'fusion'] = 'joint',
         divergence_grad: bool = True,
         reuse_d_outputs: bool = False,
-        divergence_schedule: Annotated[dict, AfterValidator(checked_schedule)] | None = None,
+        divergence_schedule: nested(checked_schedule) | None = None,
     ):
         if opt.is_train:
             _check_training(opt, stages, reuse_d_outputs, divergence_schedule)

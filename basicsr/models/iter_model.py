@@ -2,10 +2,9 @@
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Annotated
 
 import torch
-from pydantic import AfterValidator, NonNegativeInt
+from pydantic import NonNegativeInt
 from torch import Tensor, nn
 
 from basicsr.models.agreement import lacking
@@ -15,20 +14,15 @@ from basicsr.models.iter_training import Stages, TokenTraining, check_training, 
 from basicsr.models.token_refinement import Greedy, Refined, Refinement, SeededDraws, refine_tokens
 from basicsr.models.token_tiles import TokenTiles
 from basicsr.utils.checkpoint import CheckpointError, load_pretrained
+from basicsr.utils.nested_options import OptionsOf, nested
 from basicsr.utils.options import Options
 from basicsr.utils.padding import extend_symmetric
-from basicsr.utils.registry import ARCH_REGISTRY, MODEL_REGISTRY, OptionError, UserError, check_arguments
+from basicsr.utils.registry import ARCH_REGISTRY, MODEL_REGISTRY, OptionError, UserError
 
 Progress = Callable[[int, int], None]
 TILE, OVERLAP = 256, 32  # lq pixels, where large images need tiles: as published, whose tiles see 16 more on each side
 VQGAN = 'vqgan.'  # how the names of its entries begin in a file of network_g
-
-
-def checked_refinement(section: dict) -> dict:
-    """The section as it is. Raises OptionError unless it describes a Refinement."""
-    check_arguments(Refinement, section, what='option of refinement')
-    Refinement(**section)
-    return section
+checked_refinement = OptionsOf(Refinement, 'refinement', tried=True)
 
 
 @MODEL_REGISTRY.register()
@@ -57,7 +51,7 @@ class ITERModel(BaseModel):
     def __init__(
         self,
         opt: Options,
-        refinement: Annotated[dict, AfterValidator(checked_refinement)] | None = None,
+        refinement: nested(checked_refinement) | None = None,
         seed: NonNegativeInt = 0,
         whole_unit: bool = True,
         max_size: NonNegativeInt = 720,

@@ -5,11 +5,11 @@ import logging
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 import numpy as np
 import torch
-from pydantic import AfterValidator, NonNegativeInt, PositiveInt
+from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor
 
 from basicsr.models.agreement import lacking
@@ -19,31 +19,17 @@ from basicsr.models.diffusion_sampling import ImageNoise, Sampler, sample, snaps
 from basicsr.models.image_seeds import eight_bit, image_seeds
 from basicsr.models.restorer import pad_to_multiple
 from basicsr.utils.checkpoint import CheckpointError, network_state, read_checkpoint
+from basicsr.utils.nested_options import OptionsOf, nested
 from basicsr.utils.options import Options
-from basicsr.utils.registry import ARCH_REGISTRY, MODEL_REGISTRY, OptionError, UserError, check_arguments
+from basicsr.utils.registry import ARCH_REGISTRY, MODEL_REGISTRY, OptionError, UserError
 from basicsr.utils.resize import pillow_resize
 from basicsr.utils.tiling import tiled
 
 logger = logging.getLogger(__name__)
 Progress = Callable[[int, int], None]
 NEARLY_NOISE = 0.1  # the image's part in what sampling starts from: with more of it, pure noise is another thing
-
-
-def checked_schedule(section: dict) -> dict:
-    """The section as it is. Raises OptionError unless it describes a GaussianDiffusion."""
-    check_arguments(GaussianDiffusion, section, what='option of a noise schedule')
-    GaussianDiffusion(**section)
-    return section
-
-
-def checked_sampler(section: dict) -> dict:
-    """The section as it is. Raises OptionError unless it describes a Sampler."""
-    check_arguments(Sampler, section, what='option of a sampler')
-    Sampler(**section)
-    return section
-
-
-ScheduleSection = Annotated[dict, AfterValidator(checked_schedule)]
+checked_schedule = OptionsOf(GaussianDiffusion, 'a noise schedule', tried=True)
+checked_sampler = OptionsOf(Sampler, 'a sampler', tried=True)
 
 
 @MODEL_REGISTRY.register()
@@ -79,9 +65,9 @@ class SR3Model(BaseModel):
     def __init__(
         self,
         opt: Options,
-        schedule: ScheduleSection,
-        val_schedule: ScheduleSection | None = None,
-        sampler: Annotated[dict, AfterValidator(checked_sampler)] | None = None,
+        schedule: nested(checked_schedule),
+        val_schedule: nested(checked_schedule) | None = None,
+        sampler: nested(checked_sampler) | None = None,
         seed: NonNegativeInt = 0,
         share_timestep: bool = True,
         uniform_in: Literal['level', 'alpha_bar'] = 'level',

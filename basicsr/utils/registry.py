@@ -98,7 +98,7 @@ def check_arguments(entry: Callable, options: dict, given: Collection[str] = (),
         model.model_validate_json(json.dumps(options))  # as JSON, where a tuple is written as a list
     except pydantic.ValidationError as error:
         message, key = first_fault(error)
-        raise OptionError(f'{message} ({what or entry.__name__})', key) from None
+        raise OptionError(f'{message} ({what.removeprefix("option of ") or entry.__name__})', key) from None
 
 
 def _same_definition(one: Callable, other: Callable) -> bool:

@@ -157,7 +157,8 @@ class KernelOptions:
     Sizes are 7, 9, ..., 21, equally likely, and arrays are 21x21.
 
     Args:
-        kernel_list, kernel_prob: kinds (see KINDS) and their probabilities.
+        kernel_list: kinds of kernels: iso, aniso, generalized_iso, generalized_aniso, plateau_iso, plateau_aniso.
+        kernel_prob: the probability of each.
         sinc_prob: of a sinc kernel instead of one from the list.
         blur_sigma: range of the widths in pixels.
         betag_range, betap_range: [lowest, highest] beta of generalised and plateau kernels; half of the draws are
