@@ -71,7 +71,7 @@ def serve(args, folder: Path) -> None:
         raise UserError(f'--model {wanted}: its files are not on this machine; here are {", ".join(found)}')
     workshop = Workshop(found, chosen_device(args.device), args.max_pixels)
     visits = Visits(folder)
-    page = build_page(workshop, visits, wanted)
+    page = build_page(workshop, visits, wanted, args.max_mb)
     ended = threading.Event()
     before = {number: signal.signal(number, lambda *_: ended.set()) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

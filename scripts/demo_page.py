@@ -17,30 +17,32 @@ ASSETS = Path(__file__).with_name('demo_assets')
 PHOTOGRAPHS = PROJECT / 'testset' / 'lq_x4'
 QUEUE = 16  # requests that wait at most
 KEPT = 3600  # seconds: files go after so long, even of a page that is still open
-WAITING = message('Drop an image, or take an example, then press Restore.')
 FIT, ACTUAL, DOUBLE, FOURFOLD = VIEWS = ('Fit', '1:1', '2:1', '4:1')
 TITLE = 'Super-resolution'
 HEAD = f'<h1>{TITLE}</h1><p>Computed on the machine that runs this page. Files go when the page is closed.</p>'
 
 
-def build_page(workshop: Workshop, visits: Visits, first: str) -> gr.Blocks:
+def build_page(workshop: Workshop, visits: Visits, first: str, max_mb: float) -> gr.Blocks:
     """The page.
 
     Args:
         visits: of its folder, where gradio keeps its files too.
         first: the model that is chosen at first.
+        max_mb: as `launch` is told.
     """
     offers = workshop.offers
+    limits = f'up to {max_mb:g} MB and {workshop.max_pixels:,} pixels'
+    waiting = message(f'Drop an image ({limits}), or take an example, then press Restore.')
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(60, KEPT), fill_width=True) as page:
         gr.HTML(HEAD, elem_id='title', container=False)
         with gr.Row(elem_id='columns'):
-            with gr.Column(scale=4, min_width=320):
+            with gr.Column(scale=4, min_width=320, elem_id='choices'):
                 picture = gr.Image(
                     label='Image',
                     type='filepath',
                     image_mode=None,
                     sources=['upload', 'clipboard'],
-                    height=260,
+                    height=220,
                     elem_id='picture',
                     buttons=[],
                 )
@@ -51,16 +53,16 @@ def build_page(workshop: Workshop, visits: Visits, first: str) -> gr.Blocks:
                 )
                 with gr.Accordion('Settings', open=True, elem_id='settings'):
                     controls = {name: _component(one, offers[first]) for name, one in CONTROLS.items()}
-                with gr.Row():
+                with gr.Row(elem_id='actions'):
                     start = gr.Button('Restore', variant='primary', elem_id='restore', scale=2, min_width=100)
                     cancel = gr.Button('Cancel', elem_id='cancel', interactive=False, scale=1, min_width=100)
-                status = gr.HTML(WAITING, elem_id='status', container=False, padding=False)
             with gr.Column(scale=7, min_width=320, elem_id='result'):
+                status = gr.HTML(waiting, elem_id='status', container=False, padding=False)
                 view = gr.Radio(
-                    [(FIT, FIT), ('Original size', ACTUAL), ('2\u00d7', DOUBLE), ('4\u00d7', FOURFOLD)],
+                    [(FIT, FIT), ('1\u00d7', ACTUAL), ('2\u00d7', DOUBLE), ('4\u00d7', FOURFOLD)],
                     value=FIT,
                     label='Size',
-                    info='the wheel, or two fingers, zoom further; drag the handle to compare',
+                    info='1\u00d7 is pixel for pixel; drag the handle to compare; wheel or two fingers zoom further',
                     elem_id='view',
                 )
                 slider = gr.ImageSlider(
@@ -78,10 +80,14 @@ def build_page(workshop: Workshop, visits: Visits, first: str) -> gr.Blocks:
         quick = {'queue': False, 'show_progress': 'hidden', 'api_visibility': 'private'}
         model.change(_shower(offers), model, [model, *controls.values()], **quick)
         examples.click(_chosen, examples, picture, **quick)
-        picture.change(_examiner(workshop, visits), picture, status, **quick)
+        picture.change(_examiner(workshop, visits, waiting), picture, status, **quick)
         view.change(None, view, None, js='(name) => window.demoView(name)', **quick)
         run = start.click(
-            lambda: (gr.update(interactive=False), gr.update(interactive=True)), None, [start, cancel], **quick
+            lambda name: (message(f'{name} is at work.'), gr.update(interactive=False), gr.update(interactive=True)),
+            model,
+            [status, start, cancel],
+            js='(name) => { window.demoStart(); return name; }',
+            **quick,
         ).then(
             _restorer(workshop, visits, list(controls)),
             [picture, model, *controls.values()],
@@ -110,6 +116,7 @@ def launch(page: gr.Blocks, host: str, port: int, max_mb: float) -> str:
     # gradio's own fonts would be fetched from a server of others; its remarks on controls are too faint to read.
     theme = gr.themes.Default(primary_hue='blue', font=['system-ui', 'sans-serif'], font_mono=['monospace'])
     theme.set(body_text_color_subdued='*neutral_600', body_text_color_subdued_dark='*neutral_300')
+    theme.set(checkbox_border_color='*neutral_400', checkbox_border_color_dark='*neutral_400')
     theme.set(block_info_text_color='*neutral_600', block_info_text_color_dark='*neutral_300')
     _, address, _ = page.launch(
         server_name=host,
@@ -187,12 +194,12 @@ def _shower(offers: dict[str, Offer]) -> Callable:
     return show
 
 
-def _examiner(workshop: Workshop, visits: Visits) -> Callable:
-    """What is said of a file as soon as it is there."""
+def _examiner(workshop: Workshop, visits: Visits, waiting: str) -> Callable:
+    """What is said of a file as soon as it is there, or `waiting` while there is none."""
 
     def examine(upload: Upload | None, request: gr.Request) -> str:
         if upload is None:
-            return WAITING
+            return waiting
         if upload.path.parent.name != EXAMPLES:
             visits.uploaded(request.session_hash, upload.path)
         try:

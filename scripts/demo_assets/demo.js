@@ -11,6 +11,9 @@
     frame.classList.toggle('enlarged', factor > 1);
     frame.style.width = factor ? `${image.naturalWidth * factor}px` : '';
     frame.style.height = factor ? `${image.naturalHeight * factor}px` : '';
+    const view = frame.closest('.image-container');
+    view.scrollLeft = (view.scrollWidth - view.clientWidth) / 2; // the handle stands in the middle
+    view.scrollTop = (view.scrollHeight - view.clientHeight) / 2;
     window.dispatchEvent(new Event('resize')); // the slider asks again where its image lies
   };
 
@@ -19,16 +22,30 @@
     show();
   };
 
+  // What cannot be shown is said in words; the browser's sign for it says nothing.
+  for (const [event, visibility] of [['error', 'hidden'], ['load', '']]) {
+    document.addEventListener(event, ({ target }) => {
+      if (target.matches?.('#picture img')) target.style.visibility = visibility;
+    }, true);
+  }
+
+  // Where the result is below the settings, not beside them, the page goes there.
+  window.demoStart = () => {
+    const [settings, result] = ['#choices', '#result'].map((name) => document.querySelector(name));
+    const beside = settings.getBoundingClientRect().right <= result.getBoundingClientRect().left;
+    if (!beside) result.scrollIntoView({ behavior: 'smooth', block: 'start' });
+  };
+
   // A result has come, or an error has taken its place: the page is given a moment to show it.
   window.demoResult = (tries = 20) => {
-    const column = document.querySelector('#result');
-    const images = [...column.querySelectorAll('#slider img')];
-    if (tries > 0 && !(images.length && images.every((image) => image.complete && image.naturalWidth))) {
+    const images = [...document.querySelectorAll('#slider img')];
+    const failed = document.querySelector('#status .message.error');
+    const here = images.length && images.every((image) => image.complete && image.naturalWidth);
+    if (tries > 0 && !failed && !here) {
       setTimeout(() => window.demoResult(tries - 1), 100);
-    } else if (images.length) {
+    } else {
       show();
-      const beside = column.getBoundingClientRect().top < window.innerHeight / 2;
-      if (!beside) column.scrollIntoView({ behavior: 'smooth', block: 'start' });
+      window.demoStart();
     }
   };
 }
