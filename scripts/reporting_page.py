@@ -52,7 +52,7 @@ def page(report: Report) -> str:
     sections = [
         ('results', 'Results', results(report)),
         ('extremes', 'Best and worst images', extremes(report)),
-        ('images', 'Images', images(report.gallery)),
+        ('images', 'Images', images(report.gallery, report.runs)),
         ('training', 'Training', training(report.trainings)),
         ('origin', 'Environment and commands', origin(report)),
     ]
@@ -80,7 +80,7 @@ def table(caption: str, head: Iterable[str], rows: Iterable[Sequence[str]]) -> s
     """Cells are HTML; the first of each row is its heading."""
     columns = ''.join(f'<th scope="col">{cell}</th>' for cell in head)
     lines = ''.join(
-        f'<tr><th scope="row">{first}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>'
+        f'<tr><th scope="row">{first.replace("_", "_<wbr>")}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>'
         for first, *cells in rows
     )
     return (
@@ -153,6 +153,11 @@ def _score(run: Run, dataset: str, key: str, metric: str) -> str:
     return number(metric, scores[metric]) if metric in scores else '-'
 
 
+def _scores(run: Run, dataset: str, key: str) -> str:
+    scores = run.scores.get(dataset, {}).get(key, {})
+    return ', '.join(f'{metric} {number(metric, value)}' for metric, value in scores.items())
+
+
 def _faint_range(cell: str) -> str:
     mean, bracket, interval = cell.partition(' [')
     return f'{mean} <span class="range">[{interval}</span>' if bracket else mean
@@ -205,7 +210,7 @@ def _named(gallery: Gallery, dataset: str, key: str, score: str) -> str:
     return f'<li>{image}<span><a href="#shot-{place}">{text(key)}</a><br>{score}</span></li>'
 
 
-def images(gallery: Gallery) -> str:
+def images(gallery: Gallery, runs: Sequence[Run]) -> str:
     said = [f'{_counted(count)} left out: {reason}.' for reason, count in gallery.left_out.items()]
     said += [f'{_counted(count)} shown without {what}.' for what, count in gallery.missing.items()]
     parts = [f'<p class="notice">{text(line)}</p>' for line in said]
@@ -215,9 +220,10 @@ def images(gallery: Gallery) -> str:
     several = len({shot.dataset for shot in gallery.shots}) > 1
     for place, shot in enumerate(gallery.shots):
         name = text(f'{shot.dataset}: {shot.key}' if several else shot.key)
+        scores = {run.name: _scores(run, shot.dataset, shot.key) for run in runs}
         figures = ''.join(
             f'<figure><img src="{panel.uri}" alt="{text(panel.label)}" width="{panel.width}" height="{panel.height}">'
-            f'<figcaption>{text(panel.label)}</figcaption></figure>'
+            f'<figcaption>{text(panel.label)} <span>{text(scores.get(panel.label, ""))}</span></figcaption></figure>'
             for panel in shot.panels
         )
         strip = f'<div class="strip" tabindex="0" role="region" aria-label="{name}">{figures}</div>'

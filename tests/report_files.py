@@ -14,7 +14,7 @@ import report
 from basicsr.metrics.summary import scores_csv
 from basicsr.utils.image import write_image
 
-VOID = {'meta', 'img', 'br', 'input', 'line', 'path', 'circle', 'polygon', 'polyline'}
+VOID = {'meta', 'img', 'br', 'wbr', 'input', 'line', 'path', 'circle', 'polygon', 'polyline'}
 OPTIONS = """# GENERATE TIME: Mon Jan  5 10:00:00 2026
 # CMD: basicsr/test.py -opt options/test/a.yml
 

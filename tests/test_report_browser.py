@@ -3,11 +3,14 @@
 Needs Chromium on the machine (Debian: apt-get install chromium) and pip install -e '.[browser-tests]'.
 """
 
+import base64
+import io
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from report_files import made, make_results, make_training, noise
 
 from basicsr.utils.image import write_image
@@ -24,9 +27,6 @@ if not CHROMIUM:
 
 SIZE = {'width': 1200, 'height': 900}
 GT, A, B, LQ = noise(3, 48, 64), noise(1, 48, 64), noise(3, 48, 64), noise(4, 12, 16)  # b restores gt exactly
-# What a canvas shows, as [width, height, bytes].
-SHOWN = """canvas => [canvas.width, canvas.height,
-    [...canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data]]"""
 
 
 @pytest.fixture(scope='module')
@@ -81,8 +81,8 @@ def panel(page, number: int, kind: str = 'image') -> np.ndarray:
     """What a panel shows, (h, w, 3): lq, a, b, gt."""
     settle(page)
     canvas = page.locator('.stage figure').nth(number).locator('canvas').nth(int(kind == 'gap'))
-    width, height, data = canvas.evaluate(SHOWN)
-    return np.array(data, np.uint8).reshape(height, width, 4)[..., :3]
+    png = canvas.evaluate("canvas => canvas.toDataURL('image/png')").partition(',')[2]
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(png))).convert('RGBA'))[..., :3]
 
 
 def box_of(page, number: int) -> dict:
@@ -231,8 +231,10 @@ def test_a_link_and_an_address_show_an_image(opened):
     assert opened('#shot-1').locator('.stage').get_attribute('data-shot') == '1'
 
 
-def test_the_pixel_under_the_pointer_is_named_in_all_panels(opened):
+def test_panels_say_their_scores_and_the_pixel_under_the_pointer(opened):
     page = opened()
+    scores = page.locator('.stage figcaption span').all_inner_texts()
+    assert [line.strip() for line in scores] == ['', 'psnr 30.00', 'psnr 30.00', '']
     scale, x, y = view(page)
     box = box_of(page, 2)
     page.mouse.move(box['x'] + box['width'] / 2 + (20.5 - x) * scale, box['y'] + box['height'] / 2 + (30.5 - y) * scale)

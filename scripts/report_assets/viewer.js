@@ -10,7 +10,7 @@
   const STEP = 1.25;
   const PAN = 40; // screen pixels of an arrow key
   const view = { scale: 1, x: 0, y: 0 }; // x, y: the image's place in the middle of each panel
-  let panels = []; // of the shown image: { label, image, data, gap, canvases, readout }
+  let panels = []; // of the shown image: { label, scores, image, data, gap, canvases, readout }
   let size = { width: 1, height: 1 };
   let shown = -1;
   let fitted = true;
@@ -57,8 +57,8 @@
       element('span', {}, button('−', 'zoom out', () => zoom(1 / STEP)), button('+', 'zoom in', () => zoom(STEP)),
         button('fit', 'show the whole image', fit), button('1:1', 'show pixels as they are', () => zoomTo(1)), zoomText)),
     stage,
-    element('p', { className: 'keys', textContent: 'Wheel or pinch: zoom. Drag: move. Keys, once the images have the '
-      + 'focus: + − 0 1, arrows, page up and page down.' }));
+    element('p', { className: 'keys', textContent: 'Wheel or pinch: zoom. Drag: move. Point: the pixel\'s RGB. Keys, '
+      + 'once the images have the focus: + − 0 1, arrows, page up and page down.' }));
   document.getElementById('gallery').hidden = true;
   root.hidden = false;
 
@@ -72,7 +72,7 @@
     const found = [...shots[chosen].querySelectorAll('img')].map((img) => {
       const image = new Image();
       image.src = img.src;
-      return { label: img.alt, image };
+      return { label: img.alt, scores: img.parentElement.querySelector('span').textContent, image };
     });
     await Promise.all(found.map(({ image }) => image.decode()));
     if (chosen !== shown) return; // another one was chosen meanwhile
@@ -88,7 +88,7 @@
     stage.dataset.shot = chosen;
   }
 
-  function panelOf({ label, image }) {
+  function panelOf({ label, scores, image }) {
     const whole = element('canvas', { width: size.width, height: size.height });
     const context = whole.getContext('2d', { willReadFrequently: true });
     context.drawImage(image, 0, 0);
@@ -98,13 +98,13 @@
       canvas.style.aspectRatio = `${size.width} / ${size.height}`;
       canvas.setAttribute('role', 'img');
     }
-    const readout = element('span', { textContent: '\u00a0' });
+    const readout = element('span', { textContent: scores || '\u00a0' });
     const gapLabel = element('figcaption');
     const figure = element('figure', {}, element('figcaption', {}, element('strong', { textContent: label }), readout),
       canvases.image, canvases.gap, gapLabel);
     canvases.image.setAttribute('aria-label', label);
     const data = context.getImageData(0, 0, size.width, size.height).data;
-    return { label, whole, data, gap, canvases, figure, readout, gapLabel };
+    return { label, scores, whole, data, gap, canvases, figure, readout, gapLabel };
   }
 
   function compare() {
@@ -242,13 +242,14 @@
   }
   stage.addEventListener('pointerleave', () => read(null));
 
-  function read(place) { // the pixel there, in each panel
+  function read(place) { // the pixel there, in each panel; without one, the scores
     const x = place ? Math.floor(view.x + place.x / view.scale) : -1;
     const y = place ? Math.floor(view.y + place.y / view.scale) : -1;
     const inside = x >= 0 && y >= 0 && x < size.width && y < size.height;
-    for (const { data, readout } of panels) {
+    for (const { data, scores, readout } of panels) {
       const start = 4 * (y * size.width + x);
-      readout.textContent = inside ? `(${x}, ${y}): ${[...data.slice(start, start + 3)].join(' ')}` : '\u00a0';
+      const pixel = `(${x}, ${y}): ${[...data.slice(start, start + 3)].join(' ')}`;
+      readout.textContent = inside ? pixel : scores || '\u00a0';
     }
   }
 
