@@ -18,7 +18,7 @@ import argparse
 import torch
 
 from basicsr.hub import PREFIX
-from basicsr.models.restorer import DTYPES, Restorer
+from basicsr.models.restorer import DTYPES, SMALLEST_TILE, Restorer
 from basicsr.restoring import (
     INTERMEDIATE,
     PROCESS,
@@ -61,25 +61,27 @@ def main() -> int:
     maps = args.maps or ()
     check_map_files(jobs, maps)
     gt = find_partners([job.source for job in jobs], Path(args.gt)) if args.gt else {}
-    prepare_folder(folder)
     state = process_state(args.device)
     try:
         rank, world = (state.process_index, state.num_processes) if state else (0, 1)
         device = state.device if state else chosen_device(args.device)
         model = load_model(name, args.opt, args.weights, args.offline, args.force_yml).to(device)
+        prepare_folder(folder)  # not before: a misspelt model leaves no folder of its name behind
         if maps:
             check_maps(model, maps)
+        if 0 < args.tile < SMALLEST_TILE:
+            LOGGER.warning('--tile %d: so small tiles take very long and see little; 64 or more is usual', args.tile)
         settings = {'tile': args.tile, 'overlap': args.overlap, 'tile_batch': args.tile_batch}
         settings |= {'self_ensemble': args.self_ensemble, 'maps': bool(maps)}
         restorer = Restorer(model, **settings, dtype=args.dtype)
         LOGGER.info(
-            '%s (x%d) on %s%s in %s: %d pictures -> %s',
+            '%s (x%d) on %s%s in %s: %s -> %s',
             name or args.opt or args.weights,
             model.scale,
             device,
             f' x {world}' if world > 1 else '',
             restorer.dtype,
-            len(jobs),
+            counted(len(jobs)),
             folder,
         )
         outcomes = restore_pictures(restorer, jobs[rank::world], gt, args.max_pixels, is_main, args.outscale)
@@ -200,9 +202,12 @@ def extension(text: str) -> str:
 
 
 def enlargement(text: str) -> float:
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0
     if not 0 < value <= 64:
-        raise argparse.ArgumentTypeError(f'is more than 0 and at most 64, got {text}')
+        raise argparse.ArgumentTypeError(f'is a number, more than 0 and at most 64, got {text}')
     return value
 
 
@@ -231,13 +236,17 @@ def model_list() -> str:
     return '\n'.join('  '.join(map(str.ljust, row, widths)).rstrip() for row in rows)
 
 
+def counted(pictures: int) -> str:
+    return f'{pictures} picture{"" if pictures == 1 else "s"}'
+
+
 def report(outcomes: list[Outcome], planned: int, folder: Path) -> int:
     """Print the scores and how many pictures were restored; the exit status."""
     table = score_table(outcomes)
     if table:
         print(table)
     done = sum(not outcome.error for outcome in outcomes)
-    print(f'{done} of {planned} pictures restored in {folder}')
+    print(f'{done} of {counted(planned)} restored in {folder}')
     return int(done < planned)
 
 

@@ -269,6 +269,7 @@ def test_ground_truth_that_does_not_match_is_named(call, tiny, tmp_path):
     (['-i', 'a.png', '--dtype', 'int8'], 'invalid choice'),
     (['-i', 'a.png', '--tile', '-1'], 'tile and overlap are 0 or more'),
     (['-i', 'a.png', '--tile', 'big'], 'invalid int value'),
+    (['-i', 'a.png', '--outscale', 'big'], 'is a number, more than 0 and at most 64, got big'),
     (['-i', 'a.png', '--device', 'abacus'], '--device abacus'),
     (['-i', 'a.png', '--weight'], '--weight'),
     (['-i', 'a.png', '-m', 'x'], '-m excludes --opt and --weights'),
@@ -301,6 +302,7 @@ def test_a_model_that_cannot_be_had_is_one_line(call, tmp_path, monkeypatch, arg
     status, text = call('-i', 'a.png', *arguments)
     assert status == 2 and reason in text
     assert len(text.strip().splitlines()) == 1
+    assert not Path('results').exists()
 
 
 def test_a_full_disk_stops_the_run_in_one_line(call, tiny, tmp_path, monkeypatch):
