@@ -10,6 +10,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from basicsr.data.loaders import CountedBatches, build_dataset, build_degradation, build_train_loader, check_datasets
+from basicsr.launch import asked_sharding
 from basicsr.models import build_model
 from basicsr.models.optimizer_step import optimizer_step
 from basicsr.utils.experiment import free_bytes
@@ -22,7 +23,9 @@ def dry_run(opt: Options, accelerator) -> int:
     check_datasets((build_dataset(options, label, opt.scale) for label, options in opt.datasets.items()), thorough=True)
     loader, dataset = build_train_loader(opt, accelerator.process_index, accelerator.num_processes)
     seed_all(derived_seed(opt.manual_seed))
-    model = build_model(opt).prepare(accelerator)
+    model = build_model(opt)
+    shapes = without_data(model)  # before weights are split
+    model.prepare(accelerator, asked_sharding())
     degrade = build_degradation(opt, accelerator.device, accelerator.num_processes)
     batches = CountedBatches(loader, accelerator.device, degrade=degrade)
     optimizer_step(model, batches, 1)
@@ -30,11 +33,15 @@ def dry_run(opt: Options, accelerator) -> int:
     losses = {name: float(loss.mean()) for name, loss in optimizer_step(model, batches, 2).items()}
     seconds = time.perf_counter() - started
     if accelerator.is_main_process:
-        print('\n'.join(_summary(opt, model, losses, seconds, len(dataset), next(batches)['lq'])))
+        lq = next(batches)['lq']
+        operations = flops(shapes, lq[:1])
+        print('\n'.join(_summary(opt, model, losses, seconds, len(dataset), lq, operations)))
     return 0
 
 
-def _summary(opt: Options, model, losses: dict[str, float], seconds: float, items: int, lq: torch.Tensor) -> list[str]:
+def _summary(
+    opt: Options, model, losses: dict[str, float], seconds: float, items: int, lq: torch.Tensor, operations: int
+) -> list[str]:
     duration = datetime.timedelta(seconds=int(seconds * opt.train.total_iter))
     every, keep = opt.logger.save_checkpoint_freq, opt.logger.keep_last
     count = min(-(-opt.train.total_iter // every), keep or opt.train.total_iter) if every else 0
@@ -47,7 +54,7 @@ def _summary(opt: Options, model, losses: dict[str, float], seconds: float, item
     return [
         f'data            {items} training items; every file of every data set was decoded without fault',
         *networks,
-        f'FLOPs           {flops(model, lq[:1]) / 1e9:,.2f} G for one lq of {lq.shape[-1]}x{lq.shape[-2]} (forward)',
+        f'FLOPs           {operations / 1e9:,.2f} G for one lq of {lq.shape[-1]}x{lq.shape[-2]} (forward)',
         f'peak memory     {_peak_memory(lq.device) / 2**30:.2f} GiB for a batch of {len(lq)}',
         f'speed           {1 / seconds:.3f} iterations per second, {seconds:.3f} s each',
         f'time            {duration} for {opt.train.total_iter} iterations, validation not counted',
@@ -57,16 +64,21 @@ def _summary(opt: Options, model, losses: dict[str, float], seconds: float, item
     ]
 
 
-def flops(model, lq: torch.Tensor) -> int:
-    """Multiplications and additions of restoring one image, as torch counts them.
-
-    Counted on copies without data: on a CPU the counter does not see into fused attention.
-    """
+def without_data(model):
+    """The model with copies of its networks that have shapes and no data."""
     shapes = copy.copy(model)
     shapes.nets = {label: copy.deepcopy(model.bare(label)).to('meta') for label in model.nets}
     shapes.averages, shapes.accelerator, shapes.device = {}, None, torch.device('meta')
+    return shapes
+
+
+def flops(model, lq: torch.Tensor) -> int:
+    """Multiplications and additions of restoring one image, as torch counts them.
+
+    Counted without data: on a CPU the counter does not see into fused attention.
+    """
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        shapes.restore(lq.to('meta'))
+        without_data(model).restore(lq.to('meta'))
     return counter.get_total_flops()
 
 
@@ -77,7 +89,8 @@ def _checkpoint_bytes(model) -> int:
         for state in content.values()
         for v in state.values()
     )
-    moments = 2 * sum(p.numel() * p.element_size() for net in model.trained for p in net.parameters())
+    trained = (p for net in model.trained for p in net.parameters() if p.requires_grad)
+    moments = 2 * sum(p.numel() * p.element_size() for p in trained)
     return networks + moments
 
 

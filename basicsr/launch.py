@@ -1,10 +1,13 @@
 """How train.py and test.py start and end: processes, device, precision, gradient accumulation, trackers."""
 
+from __future__ import annotations
+
 import os
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,7 +19,16 @@ from basicsr.utils.messages import start_logging
 from basicsr.utils.options import Options
 from basicsr.utils.registry import OptionError, UserError
 
-SPLITTING = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
+if TYPE_CHECKING:
+    from basicsr.models.sharding import Sharding
+
+SWITCH = 'ACCELERATE_USE_FSDP'  # by which `accelerate launch` tells its processes of `distributed_type: FSDP`
+WANTED = (  # of the variables beside it: the value that each must have, and what to do
+    ('FSDP_VERSION', '2', 'fsdp_version: 2 is what splits weights here'),
+    ('FSDP_OFFLOAD_PARAMS', 'false', 'weights stay on the devices: fsdp_offload_params: false'),
+    ('FSDP_ACTIVATION_CHECKPOINTING', 'false', 'model:gradient_checkpointing=true of the option file does that'),
+)
+UNKNOWN = (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 
 
 def start_terminal() -> None:
@@ -42,21 +54,46 @@ def build_accelerator(opt: Options) -> Accelerator:
     steps, precision = (opt.train.gradient_accumulation_steps, opt.train.mixed_precision) if opt.train else (1, 'no')
     parallel = DistributedDataParallelKwargs(find_unused_parameters=opt.find_unused_parameters)
     try:
-        accelerator = Accelerator(
-            cpu=opt.device == 'cpu' or not (torch.cuda.is_available() or torch.backends.mps.is_available()),
-            mixed_precision=precision,
-            kwargs_handlers=[parallel],
-            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=steps, sync_with_dataloader=False),
-            project_config=ProjectConfiguration(logging_dir='tb_logger'),
-        )
+        with hidden_from_accelerate():
+            accelerator = Accelerator(
+                cpu=opt.device == 'cpu' or not (torch.cuda.is_available() or torch.backends.mps.is_available()),
+                mixed_precision=precision,
+                kwargs_handlers=[parallel],
+                gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=steps, sync_with_dataloader=False),
+                project_config=ProjectConfiguration(logging_dir='tb_logger'),
+            )
     except ValueError as error:
         raise OptionError(f'train:mixed_precision: {error}', ('train', 'mixed_precision')) from None
-    if accelerator.distributed_type in SPLITTING:
+    if accelerator.distributed_type in UNKNOWN:
         kind = accelerator.distributed_type.value
         raise UserError(
-            f'accelerate is configured for {kind}, which splits networks; a network is whole on each device here'
+            f'accelerate is configured for {kind}, which is not supported; S3Diff can split frozen weights by FSDP: '
+            'accelerate launch --config_file options/accelerate/one_node_fsdp.yaml'
         )
     return accelerator
+
+
+def asked_sharding() -> Sharding | None:
+    """What accelerate's configuration asks for; None: weights are whole. Raises UserError for what there is not."""
+    if os.environ.get(SWITCH, 'false').lower() != 'true':
+        return None
+    for name, value, instead in WANTED:
+        if os.environ.get(name, value).lower() != value:
+            raise UserError(f'accelerate is configured with {name.lower()}: {os.environ[name]}; {instead}')
+    from basicsr.models.sharding import Sharding  # takes a second, and few ask for it
+
+    return Sharding(reshard=os.environ.get('FSDP_RESHARD_AFTER_FORWARD', 'true').lower() in ('true', 'full_shard'))
+
+
+@contextmanager
+def hidden_from_accelerate() -> Iterator[None]:
+    """Inside, an Accelerator prepares networks as for any several processes: it would split what is trained too."""
+    before = os.environ.pop(SWITCH, None)
+    try:
+        yield
+    finally:
+        if before is not None:
+            os.environ[SWITCH] = before
 
 
 def environment(accelerator: Accelerator) -> str:

@@ -20,7 +20,7 @@ from basicsr.data.loaders import CountedBatches, build_degradation, build_train_
 from basicsr.data.streams import stream_of
 from basicsr.dry_run import dry_run
 from basicsr.evaluation import Evaluation
-from basicsr.launch import launched, start_terminal, start_trackers
+from basicsr.launch import asked_sharding, launched, start_terminal, start_trackers
 from basicsr.metrics.evaluate import gathered, means
 from basicsr.models import build_model
 from basicsr.models.base_model import BaseModel, NonFiniteLoss
@@ -53,7 +53,7 @@ def train(opt: Options, accelerator, auto_resume: bool) -> int:
     check_datasets([dataset])
     degrade = build_degradation(opt, accelerator.device, accelerator.num_processes)
     seed_all(derived_seed(opt.manual_seed))  # the same first weights on every process
-    model = build_model(opt).prepare(accelerator)
+    model = build_model(opt).prepare(accelerator, asked_sharding())
     evaluation = Evaluation(opt, model, accelerator) if opt.val.val_freq else None
     per_iteration = stream_of(loader).batch_size * accelerator.num_processes * opt.train.gradient_accumulation_steps
     experiment = Experiment(opt, accelerator, resume=auto_resume or bool(opt.path.resume_state))
@@ -101,8 +101,9 @@ def validate(evaluation: Evaluation, experiment: Experiment, model: BaseModel, i
         stem = Path(lq_path).stem
         return experiment.folder / 'visualization' / stem / f'{stem}_{iteration}.png'
 
-    for name, rows in evaluation(image_path if model.opt.val.save_img else None):
-        experiment.report(model, iteration, name, means(rows))
+    with model.whole():
+        for name, rows in evaluation(image_path if model.opt.val.save_img else None):
+            experiment.report(model, iteration, name, means(rows))
 
 
 def tolerate(error: NonFiniteLoss, skipped: int, model: BaseModel, iteration: int, files: list[str]) -> None:

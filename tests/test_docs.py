@@ -7,18 +7,15 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import yaml
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
-from accelerate.utils import DistributedType
 from training_fixture import ROOT
 
 sys.path.insert(0, str(ROOT / 'scripts'))
 import make_option_reference
 
-from basicsr import launch
 from basicsr.utils.options import load_options
 from basicsr.utils.registry import (
     ARCH_REGISTRY,
@@ -215,14 +212,8 @@ def test_accelerate_reads_its_configuration(path):
     assert (args.num_processes, args.num_machines) == (given['num_processes'], given['num_machines'])
     assert args.use_cpu == given['use_cpu']
     assert bool(args.multi_gpu) == (given['distributed_type'] == 'MULTI_GPU')
+    assert bool(args.use_fsdp) == (given['distributed_type'] == 'FSDP')
     assert f'`{path.name}`' in TEXTS['scaling.md']
-
-
-def test_a_launcher_that_splits_networks_is_refused(monkeypatch):
-    monkeypatch.setattr(launch, 'Accelerator', lambda **_: SimpleNamespace(distributed_type=DistributedType.FSDP))
-    opt = load_options(ROOT / 'options/train/ATD/ATD-quick_x2.yml', True, check_files=False)
-    with pytest.raises(UserError, match='FSDP, which splits networks'):
-        launch.build_accelerator(opt)
 
 
 def test_own_results_are_those_of_the_readme():

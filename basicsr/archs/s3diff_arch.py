@@ -47,6 +47,7 @@ SD_TURBO_VAE = {
 RANK_UNET, RANK_VAE = 32, 16  # of the published file
 FREQUENCIES, HIDDEN = 64, 256  # of the Fourier features; of the layers that see them
 OLD_NAMES = {'query': 'to_q', 'key': 'to_k', 'value': 'to_v', 'proj_attn': 'to_out.0'}  # of old files' VAE attention
+BLOCK = re.compile(r'\.(resnets|attentions)\.\d+$')  # names of the parts that networks of diffusers consist of
 STEP = 999  # the noisiest of the 1000 steps, and the only one that is made
 
 
@@ -209,6 +210,10 @@ class S3Diff(nn.Module):
                 net.enable_gradient_checkpointing(self.projections.checkpointed)
             else:
                 net.disable_gradient_checkpointing()
+
+    def frozen_blocks(self) -> list[nn.Module]:
+        """The parts that hold nearly all of SD-Turbo's weights and work one after another."""
+        return [module for name, module in self.named_modules() if BLOCK.search(name)]
 
     def own_names(self) -> set[str]:
         """The entries that are not SD-Turbo's, which checkpoints keep: what is trained, and W."""

@@ -1,7 +1,11 @@
 """What every model shares: networks, averages, losses and optimizers by the labels of the option file."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +14,10 @@ from basicsr.models.ema import WeightAverage
 from basicsr.models.optimizers import LearningRates, build_optimizer
 from basicsr.utils.checkpoint import load_network, load_pretrained
 from basicsr.utils.options import Options
-from basicsr.utils.registry import ARCH_REGISTRY, LOSS_REGISTRY
+from basicsr.utils.registry import ARCH_REGISTRY, LOSS_REGISTRY, OptionError
+
+if TYPE_CHECKING:
+    from basicsr.models.sharding import Sharding
 
 
 class NonFiniteLoss(ArithmeticError):
@@ -42,13 +49,19 @@ class BaseModel:
         self.losses: dict[str, nn.Module] = {}
         self.rates: LearningRates | None = None
         self.accelerator = None
+        self.sharding: Sharding | None = None
         self._load_pretrained()
 
-    def prepare(self, accelerator) -> 'BaseModel':
+    def prepare(self, accelerator, sharding: Sharding | None = None) -> BaseModel:
         """Put everything where it trains: device, memory format, losses, optimizers, wrapping for several processes."""
-        self.accelerator = accelerator
+        self.accelerator, train = accelerator, self.opt.train
+        if sharding is not None and accelerator.num_processes > 1:
+            for option in ('compile', 'channels_last'):
+                if getattr(train, option):
+                    raise OptionError(f'train:{option}: not with weights that FSDP splits', ('train', option))
+            self.sharding = sharding
+            sharding.apply(self.nets, accelerator.device.type, accelerator.num_processes)
         self.to(accelerator.device)
-        train = self.opt.train
         for label, section in train.losses.items():
             self.losses[label] = LOSS_REGISTRY.build(section).to(self.device)
         for label, net in self.nets.items():
@@ -66,7 +79,7 @@ class BaseModel:
                 self.nets[label].broadcast_buffers = False
         return self
 
-    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> 'BaseModel':
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> BaseModel:
         """Move the networks and their averages; a `dtype` casts them too (for restoring)."""
         self.device = torch.device(device)
         memory_format = (
@@ -75,6 +88,10 @@ class BaseModel:
         for net in (*self.nets.values(), *(average.net for average in self.averages.values())):
             net.to(device=self.device, dtype=dtype, memory_format=memory_format)
         return self
+
+    def whole(self) -> AbstractContextManager[None]:
+        """A context in which each process has all weights, see Sharding; all processes enter and leave it at once."""
+        return nullcontext() if self.sharding is None else self.sharding.whole(self.nets.values())
 
     @property
     def trained(self) -> list[nn.Module]:
