@@ -32,6 +32,7 @@ from basicsr.restoring import (
     score_table,
 )
 from basicsr.utils.cli import run
+from basicsr.utils.color_fix import FIXES
 from basicsr.utils.image import MAX_PIXELS
 from basicsr.utils.messages import LOGGER, start_logging
 from basicsr.utils.picture_files import EXISTING, find_partners, find_pictures, plan_outputs, prepare_folder
@@ -73,6 +74,7 @@ def main() -> int:
             LOGGER.warning('--tile %d: so small tiles take very long and see little; 64 or more is usual', args.tile)
         settings = {'tile': args.tile, 'overlap': args.overlap, 'tile_batch': args.tile_batch}
         settings |= {'self_ensemble': args.self_ensemble, 'maps': bool(maps)}
+        settings |= {'color_fix': args.color_fix, 'color_strength': args.color_strength}
         restorer = Restorer(model, **settings, dtype=args.dtype)
         LOGGER.info(
             '%s (x%d) on %s%s in %s: %s -> %s',
@@ -132,6 +134,14 @@ def parse_arguments() -> argparse.Namespace:
     add('--overlap', type=int, default=32, metavar='N', help='pixels that tiles share and blend (32)')
     add('--tile-batch', type=int, default=1, metavar='N', help='tiles restored at once (1)')
     add('--self-ensemble', action='store_true', help='mean over eight flips and turns: a little better, 8x the work')
+    add(
+        '--color-fix',
+        default='none',
+        choices=FIXES,
+        help='give the results the colours of the inputs, where a model shifts them: the coarse ones (wavelet), or mean'
+        ' and contrast of each channel (adain)',
+    )
+    add('--color-strength', type=float, default=1, metavar='S', help='of the colour fix, from 0 to 1 (1)')
     shown = parser.add_mutually_exclusive_group()
     shown.add_argument(
         '--save-uncertainty',

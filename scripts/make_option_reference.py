@@ -202,6 +202,8 @@ SECTIONS: dict[str, tuple[type[sections.Section], str, dict[str, str]]] = {
             'overlap': 'what tiles share and blend',
             'tile_batch': 'tiles restored at once',
             'self_ensemble': 'mean over eight flips and turns',
+            'color_fix': 'give results the coarse colours (`wavelet`) or mean and contrast (`adain`) of lq',
+            'color_strength': 'of the colour fix, from 0 to 1',
             'dtype': '`auto`: bf16 on a GPU that has it, else fp32',
         },
     ),

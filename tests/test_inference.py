@@ -159,6 +159,15 @@ def test_files_globs_and_folders_are_taken_once_each(call, tiny, tmp_path):
     assert names == ['a_x2.png', 'b_x2.png', 'c_x2.png', 'd_x2.png']
 
 
+def test_results_can_have_the_colours_of_the_input(call, tiny, tmp_path):
+    write(tmp_path / 'in' / 'a.png', noise(24, 20, 3) // 3 + 90)
+    status, text = call('-i', 'in', '-o', 'out', '--color-fix', 'adain', *tiny)
+    assert status == 0, text
+    before, after = (np.asarray(Image.open(tmp_path / folder / 'a.png'), float) for folder in ('in', 'out'))
+    np.testing.assert_allclose(after.mean((0, 1)), before.mean((0, 1)), atol=2)
+    assert np.abs(restored(tiny, tmp_path / 'in' / 'a.png').mean((0, 1)) - before.mean((0, 1))).max() > 5
+
+
 def test_results_of_one_name_get_numbers(call, tiny, tmp_path):
     for name in ('one/photo.png', 'two/photo.png', 'one/photo.jpg', 'two/PHOTO.bmp'):
         write(tmp_path / name, noise(4, 4, 3))
@@ -269,6 +278,7 @@ def test_ground_truth_that_does_not_match_is_named(call, tiny, tmp_path):
     (['-i', 'a.png', '--dtype', 'int8'], 'invalid choice'),
     (['-i', 'a.png', '--tile', '-1'], 'tile and overlap are 0 or more'),
     (['-i', 'a.png', '--tile', 'big'], 'invalid int value'),
+    (['-i', 'a.png', '--color-strength', '2'], 'color_strength is from 0 to 1, got 2.0'),
     (['-i', 'a.png', '--outscale', 'big'], 'is a number, more than 0 and at most 64, got big'),
     (['-i', 'a.png', '--device', 'abacus'], '--device abacus'),
     (['-i', 'a.png', '--weight'], '--weight'),

@@ -7,6 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from basicsr.models.restorer import Restorer, automatic_dtype, pad_to_multiple
+from basicsr.utils.registry import UserError
 
 
 class FakeModel:
@@ -210,3 +211,46 @@ def test_impossible_settings_are_refused(settings):
 
 def test_auto_is_fp32_on_the_cpu():
     assert automatic_dtype(torch.device('cpu')) == Restorer(FakeModel(), dtype='auto').dtype == 'fp32'
+
+
+# ---- colours
+
+
+class Tinted(FakeModel):
+    """Too red and too dark everywhere, with a map of the same size."""
+
+    def restore(self, lq):
+        return 0.5 * super().restore(lq) + lq.new_tensor([0.4, 0.1, 0.0])[:, None, None]
+
+    def restore_with_maps(self, lq):
+        return torch.cat([self.restore(lq), torch.full_like(super().restore(lq)[:, :1], 0.25)], 1)
+
+
+@pytest.mark.parametrize('tile', [0, 16])
+def test_the_colours_of_the_input_come_back_whatever_the_tiles(tile):
+    lq = torch.rand(2, 3, 40, 28)
+    enlarged = F.interpolate(lq, scale_factor=2, mode='bilinear')
+    sr = Restorer(Tinted(), tile=tile, overlap=0, color_fix='adain')(lq)
+    torch.testing.assert_close(sr.mean((2, 3)), enlarged.mean((2, 3)), atol=0.01, rtol=0)  # it is clamped after that
+    torch.testing.assert_close(sr.std((2, 3)), enlarged.std((2, 3)), atol=0.02, rtol=0)
+    tinted, half, whole = (Restorer(Tinted(), color_fix='wavelet', color_strength=s)(lq) for s in (0, 0.5, 1))
+    assert torch.equal(tinted, Restorer(Tinted())(lq))
+    torch.testing.assert_close(whole.mean((2, 3)), enlarged.mean((2, 3)), atol=0.01, rtol=0)
+    torch.testing.assert_close(half, (tinted + whole) / 2, atol=0.05, rtol=0)
+
+
+def test_maps_keep_their_values():
+    sr = Restorer(Tinted(), color_fix='wavelet', maps=True)(torch.rand(1, 3, 20, 24))
+    assert sr.shape == (1, 4, 40, 48) and torch.equal(sr[:, 3:], torch.full_like(sr[:, 3:], 0.25))
+
+
+@pytest.mark.parametrize(
+    ('settings', 'fault'),
+    [
+        ({'color_fix': 'wavlet'}, "'wavlet' is not a known colour fix; did you mean 'wavelet'"),
+        ({'color_strength': 1.5}, 'color_strength is from 0 to 1, got 1.5'),
+    ],
+)
+def test_a_colour_fix_that_does_not_exist_is_refused(settings, fault):
+    with pytest.raises(UserError, match=fault):
+        Restorer(FakeModel(), **settings)

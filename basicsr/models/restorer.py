@@ -6,8 +6,10 @@ from functools import partial
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from basicsr.utils.registry import UserError
+from basicsr.utils.color_fix import FIXES, ColorFix, fix_color
+from basicsr.utils.registry import UserError, suggestion
 from basicsr.utils.tiling import tile_count, tiled
 
 logger = logging.getLogger(__name__)
@@ -25,6 +27,8 @@ class Restorer:
         tile_batch: tiles restored at once.
         self_ensemble: the mean over the eight flips and transpositions of lq, for eight times the work.
         maps: the result has the model's maps (see its `restore_with_maps`) as further channels; values in [0, 1].
+        color_fix, color_strength: give the result the colours of the input, see fix_color; of the whole image, whatever
+            the tiles, and after what the model does of the kind itself (S3Diff).
         dtype: 'fp32', 'bf16' or 'fp16' (by autocast), or 'auto': bf16 on a CUDA device that has it, else fp32.
     Out of memory, it halves tile_batch, then tile, keeps what fits for the images that follow, and says so once.
     A model with `tiles_itself` is given whole images, and what it needs to know of tiles: restore(lq, tile=, overlap=,
@@ -40,6 +44,8 @@ class Restorer:
         self_ensemble: bool = False,
         dtype: str = 'fp32',
         maps: bool = False,
+        color_fix: ColorFix = 'none',
+        color_strength: float = 1,
     ):
         if tile < 0 or overlap < 0 or tile_batch < 1:
             raise UserError(
@@ -47,10 +53,15 @@ class Restorer:
             )
         if dtype not in ('auto', *DTYPES):
             raise UserError(f'{dtype!r} is not a known dtype; known: auto, {", ".join(DTYPES)}')
+        if color_fix not in FIXES:
+            raise UserError(f'{color_fix!r} is not a known colour fix; {suggestion(color_fix, FIXES)}')
+        if not 0 <= color_strength <= 1:
+            raise UserError(f'color_strength is from 0 to 1, got {color_strength}')
         if maps and not hasattr(model, 'restore_with_maps'):
             raise UserError(f'{type(model).__name__} has no maps beside the image')
         self.model, self.tile, self.overlap, self.tile_batch = model, tile, overlap, tile_batch
         self.self_ensemble, self.maps = self_ensemble, maps
+        self.color_fix, self.color_strength = color_fix, color_strength
         self.dtype = automatic_dtype(model.device) if dtype == 'auto' else dtype
 
     @torch.inference_mode()
@@ -75,7 +86,14 @@ class Restorer:
             # Outside the except block: there the traceback would keep the failed call's tensors alive.
             self._use_less_memory(max(padded.shape[-2:]), *settings)
         scale = self.model.scale
-        return sr[..., : height * scale, : width * scale].clamp(0, 1).to(lq.device)
+        return self._in_colors_of(lq, sr[..., : height * scale, : width * scale]).clamp(0, 1).to(lq.device)
+
+    def _in_colors_of(self, lq: Tensor, sr: Tensor) -> Tensor:
+        if self.color_fix == 'none':
+            return sr
+        enlarged = F.interpolate(lq.to(sr), sr.shape[-2:], mode='bilinear', align_corners=False)
+        image, maps = sr[:, : lq.shape[1]], sr[:, lq.shape[1] :]
+        return torch.cat([fix_color(image, enlarged, self.color_fix, self.color_strength), maps], 1)
 
     def _mean(self, lq: Tensor, context: dict, transforms: range, progress: Callable | None) -> Tensor:
         total = None

@@ -4,6 +4,8 @@ from typing import Annotated, Any, Literal
 
 import pydantic
 
+from basicsr.utils.color_fix import ColorFix
+
 
 def whole(value: Any) -> Any:
     """5e3 is written for a count in many published files."""
@@ -74,6 +76,8 @@ class RestorerOptions(Section):
     overlap: Annotated[Count, pydantic.Field(ge=0)] = 32
     tile_batch: Annotated[Count, pydantic.Field(ge=1)] = 1
     self_ensemble: bool = False
+    color_fix: ColorFix = 'none'
+    color_strength: Annotated[float, pydantic.Field(ge=0, le=1)] = 1
     dtype: Literal['auto', 'fp32', 'bf16', 'fp16'] = 'fp32'
 
 
