@@ -219,7 +219,7 @@ def _restorer(workshop: Workshop, visits: Visits, names: list[str]) -> Callable:
             return message(text, kind), gr.update(value=None), gr.update(value=None, interactive=False)
 
         if upload is None:
-            return failed('There is no image yet: drop one above, or take an example.')
+            return failed('There is no image yet: drop one, or take an example.')
         stop, folder = visits.begin(request.session_hash), visits.result_folder(request.session_hash)
         progress(0, desc='Waiting for the device')
 

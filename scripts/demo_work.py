@@ -159,7 +159,7 @@ class Workshop:
         if width * height > self.max_pixels:
             raise UserError(
                 f'{upload.label} has {width} \u00d7 {height} pixels, {width * height:,} in all: '
-                f'this demo takes at most {self.max_pixels:,}'
+                f'this demo takes at most {self.max_pixels:,} (--max-pixels)'
             )
         return width, height
 

@@ -39,6 +39,7 @@ if not CHROMIUM:
 
 ROOT = Path(__file__).resolve().parents[1]
 PATIENCE = 60_000  # milliseconds: other work may share the machine
+expect.set_options(timeout=PATIENCE)
 SIZE = {'width': 1200, 'height': 1000}
 PHONE = {'viewport': {'width': 360, 'height': 740}, 'has_touch': True, 'is_mobile': True, 'device_scale_factor': 2}
 MAX_PIXELS = 4000
@@ -121,7 +122,7 @@ def status(page, kind: str):
 def restored(page, path: Path) -> None:
     """Send a file, have it restored, and wait for it."""
     send(page, path)
-    expect(status(page, 'note')).to_contain_text(path.name, timeout=PATIENCE)
+    expect(status(page, 'note')).to_contain_text(path.name)
     page.click('button#restore')
     status(page, 'done').wait_for()
     page.wait_for_function(
@@ -162,14 +163,14 @@ def test_a_picture_is_restored_compared_and_downloaded(opened, expected, tmp_pat
     np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(after))), image)
     assert np.asarray(Image.open(io.BytesIO(before))).shape == image.shape
 
-    assert handle(page) == pytest.approx(0.5, abs=0.02)
+    wait_until(lambda: handle(page) == pytest.approx(0.5, abs=0.02))
     box, image = (page.locator(f'#slider {one}').first.bounding_box() for one in ('[data-testid=slider]', 'img'))
     place = box['x'] + box['width'] / 2, box['y'] + box['height'] / 2
     page.mouse.move(*place)
     page.mouse.down()
     page.mouse.move(image['x'] + 0.8 * image['width'], place[1], steps=5)
     page.mouse.up()
-    assert handle(page) == pytest.approx(0.8, abs=0.03)
+    wait_until(lambda: handle(page) == pytest.approx(0.8, abs=0.03))
     covered = page.locator('#slider img').nth(1).evaluate('(image) => image.style.clipPath')
     assert float(covered.rpartition(' ')[2].rstrip('%)')) == pytest.approx(80, abs=3)
 
@@ -183,7 +184,7 @@ def test_a_result_is_seen_in_its_own_size_enlarged_and_zoomed(opened, tmp_path):
     assert image.evaluate('(one) => [one.clientWidth, one.clientHeight]') == [60, 40]
     page.get_by_label('4\u00d7').click()
     page.wait_for_function("() => document.querySelector('#slider img').clientWidth == 240")
-    wait_until(lambda: handle(page) == pytest.approx(0.5, abs=0.05), 30)  # the handle goes with the image
+    wait_until(lambda: handle(page) == pytest.approx(0.5, abs=0.05))  # the handle goes with the image
     box = image.bounding_box()
     page.mouse.move(box['x'] + box['width'] / 4, box['y'] + box['height'] / 4)  # beside the handle
     page.mouse.wheel(0, -300)
@@ -194,8 +195,9 @@ def test_a_model_shows_the_settings_that_it_has(opened):
     page = opened()
 
     def shown() -> set[str]:
-        found = page.locator('[id^=control-]').all()
-        return {one.get_attribute('id').removeprefix('control-') for one in found if one.is_visible()}
+        names = page.evaluate("""() => [...document.querySelectorAll('[id^=control-]')]
+            .filter((one) => one.checkVisibility()).map((one) => one.id)""")  # at once: they come and go
+        return {name.removeprefix('control-') for name in names}
 
     assert shown() == {'tile'}
     for name, controls in (
@@ -205,10 +207,10 @@ def test_a_model_shows_the_settings_that_it_has(opened):
     ):
         page.locator('#model input').click()
         page.get_by_role('option', name=name).click()
-        wait_until(lambda controls=controls: shown() == controls, 30)
+        wait_until(lambda controls=controls: shown() == controls)
         if name == 'SR3-demo_x4':
-            assert page.locator('#control-steps input[type=number]').input_value() == '20'
-            assert page.locator('#control-sampler input').input_value() == 'ancestral'
+            expect(page.locator('#control-steps input[type=number]')).to_have_value('20')
+            expect(page.locator('#control-sampler input')).to_have_value('ancestral')
 
 
 def in_view(page, selector: str) -> bool:
@@ -223,19 +225,21 @@ def test_words_buttons_and_result_are_in_view_however_many_settings_there_are(op
     page.get_by_role('option', name='ITER-demo_x4').click()
     page.locator('#control-threshold').wait_for()
     page.click('button#restore')
-    expect(status(page, 'error')).to_contain_text('There is no image yet', timeout=PATIENCE)
-    assert all(in_view(page, one) for one in ('#status .message', 'button#restore', 'button#cancel'))
+    expect(status(page, 'error')).to_contain_text('There is no image yet')
+    wait_until(lambda: all(in_view(page, one) for one in ('#status .message', 'button#restore', 'button#cancel')))
     restored(page, picture(tmp_path, 8, 6))
     page.mouse.move(100, 600)
     page.mouse.wheel(0, 5000)
     wait_until(lambda: page.evaluate('scrollY') > 100)
-    assert all(in_view(page, one) for one in ('#status .message', '#slider', '#download', 'button#restore'))
+    wait_until(
+        lambda: all(in_view(page, one) for one in ('#status .message', '#slider', '#download', 'button#restore'))
+    )
 
 
 def test_an_example_is_taken_by_a_click(opened):
     page = opened()
     page.locator('#examples button').first.click()
-    expect(status(page, 'note')).to_contain_text('astronaut_face.png: 54 \u00d7 63 pixels', timeout=PATIENCE)
+    expect(status(page, 'note')).to_contain_text('astronaut_face.png: 54 \u00d7 63 pixels')
 
 
 @pytest.mark.parametrize(
@@ -248,10 +252,10 @@ def test_an_unreadable_file_is_said_in_words(opened, tmp_path, content, words):
     restored(page, picture(tmp_path))
     page.get_by_label('Clear').or_(page.get_by_label('Remove Image')).first.click()
     send(page, path)
-    expect(status(page, 'error')).to_contain_text(words, timeout=PATIENCE)
+    expect(status(page, 'error')).to_contain_text(words)
     page.click('button#restore')
-    expect(page.locator('#slider img')).to_have_count(0, timeout=PATIENCE)
-    expect(status(page, 'error')).to_contain_text(words, timeout=PATIENCE)
+    expect(page.locator('#slider img')).to_have_count(0)
+    expect(status(page, 'error')).to_contain_text(words)
     expect(page.locator('#picture img')).to_be_hidden()
     assert 'Traceback' not in page.content()
     expect(page.locator('#download')).to_be_disabled(timeout=PATIENCE)
@@ -261,12 +265,10 @@ def test_an_unreadable_file_is_said_in_words(opened, tmp_path, content, words):
 def test_an_image_of_too_many_pixels_is_refused(opened, tmp_path):
     page = opened()
     send(page, picture(tmp_path, 70, 70, name='large.png'))
-    expect(status(page, 'error')).to_contain_text('large.png has 70 \u00d7 70 pixels, 4,900 in all', timeout=PATIENCE)
+    expect(status(page, 'error')).to_contain_text('large.png has 70 \u00d7 70 pixels, 4,900 in all')
     status(page, 'error').evaluate('(one) => one.dataset.former = true')
     page.click('button#restore')
-    expect(page.locator('#status .message.error:not([data-former])')).to_contain_text(
-        'takes at most 4,000', timeout=PATIENCE
-    )
+    expect(page.locator('#status .message.error:not([data-former])')).to_contain_text('takes at most 4,000')
 
 
 def test_a_file_of_too_many_bytes_is_not_taken(opened, demo, tmp_path):
@@ -280,7 +282,7 @@ def test_a_file_of_too_many_bytes_is_not_taken(opened, demo, tmp_path):
 def test_without_an_image_it_is_said_what_to_do(opened):
     page = opened()
     page.click('button#restore')
-    expect(status(page, 'error')).to_contain_text('There is no image yet', timeout=PATIENCE)
+    expect(status(page, 'error')).to_contain_text('There is no image yet')
 
 
 def test_work_can_be_cancelled(opened, tmp_path):
@@ -296,7 +298,7 @@ def test_work_can_be_cancelled(opened, tmp_path):
     page.click('button#restore')
     page.get_by_text('Restoring').first.wait_for()
     page.click('button#cancel')
-    expect(status(page, 'note')).to_contain_text('Cancelled.', timeout=PATIENCE)
+    expect(status(page, 'note')).to_contain_text('Cancelled.')
     expect(page.locator('button#restore')).to_be_enabled(timeout=PATIENCE)
     page.locator('#model input').click()
     page.get_by_role('option', name='ATD-demo_x2').click()
@@ -310,7 +312,7 @@ def test_two_people_at_once_get_each_their_own_result(opened, expected, tmp_path
     paths = [picture(tmp_path, seed=seed, name=f'of_{seed}.png') for seed in (1, 2)]
     for page, path in zip(pages, paths, strict=True):
         send(page, path)
-        expect(status(page, 'note')).to_contain_text(path.name, timeout=PATIENCE)
+        expect(status(page, 'note')).to_contain_text(path.name)
     for page in pages:
         page.click('button#restore')
     for page, path in zip(pages, paths, strict=True):
@@ -325,7 +327,7 @@ def test_files_go_when_the_page_is_closed(opened, demo, tmp_path):
     restored(page, picture(tmp_path, seed=5, name='private.png'))
     assert {path.name for path in demo[1].rglob('private*')} == {'private.png', 'private_x2.png'}
     page.close()
-    wait_until(lambda: not list(demo[1].rglob('private*')), 30)
+    wait_until(lambda: not list(demo[1].rglob('private*')))
 
 
 def test_files_of_the_machine_are_not_served(demo):

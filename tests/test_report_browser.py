@@ -62,6 +62,7 @@ def opened(browser, report_file):
     def open_page(address: str = '', **options):
         contexts.append(browser.new_context(**{'viewport': SIZE, **options}))
         page = contexts[-1].new_page()
+        page.set_default_timeout(60_000)  # milliseconds: other work may share the machine
         page.on('request', lambda request: asked.append(request.url))
         page.on('pageerror', lambda error: faults.append(str(error)))
         page.on('console', lambda message: message.type == 'error' and faults.append(message.text))
