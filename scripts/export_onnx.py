@@ -97,14 +97,14 @@ def description(args: argparse.Namespace, model: BaseModel) -> Description:
 
 
 def onnx_content(model: BaseModel, about: Description) -> bytes:
-    """A model as an ONNX file. Raises UserError for one that is not feed-forward."""
+    """A model as an ONNX file. Raises UserError for one that is not feed-forward, or that torch cannot export."""
     if not isinstance(model, SRModel | D2CModel):
         raise UserError(
             f'{type(model).__name__} restores by a procedure around its networks, which ONNX has no place for; SRModel '
             '(ATD, RCAN, ...) and D2CModel can be exported'
         )
     module, size = Restoring(model).eval(), torch.export.Dim.DYNAMIC
-    with torch.no_grad(), quiet():
+    with torch.no_grad(), quiet(), in_one_line(model, 'torch cannot export it'):
         program = torch.export.export(
             module,
             (torch.rand(EXAMPLE),),
@@ -130,15 +130,32 @@ def onnx_content(model: BaseModel, about: Description) -> bytes:
 def compared(content: bytes, model: BaseModel) -> dict[tuple[int, ...], float]:
     """The largest difference between onnxruntime and PyTorch for each shape of CHECKED."""
     runtime, restorer = optional('onnxruntime', 'onnx'), Restorer(model)
-    session = runtime.InferenceSession(content, providers=['CPUExecutionProvider'])
+    with in_one_line(model, 'onnxruntime cannot load what torch exported'):
+        session = runtime.InferenceSession(content, providers=['CPUExecutionProvider'])
     random, differences = torch.Generator().manual_seed(0), {}
     for shape in CHECKED:
         coarse = torch.rand(*shape[:2], *(-(-side // 4) for side in shape[2:]), generator=random)
         smooth = F.interpolate(coarse, shape[2:], mode='bilinear')  # like a picture: noise has no like in them
         lq = (smooth + 0.05 * torch.randn(shape, generator=random)).clamp(0, 1)
-        found, wanted = session.run(None, {'lq': lq.numpy()})[0], restorer(lq).numpy()
+        wanted = restorer(lq).numpy()
+        with in_one_line(model, f'onnxruntime cannot run what torch exported on an image {shape}'):
+            (found,) = session.run(None, {'lq': lq.numpy()})
         differences[shape] = float(np.abs(found - wanted).max()) if found.shape == wanted.shape else float('inf')
     return differences
+
+
+@contextlib.contextmanager
+def in_one_line(model: BaseModel, what: str):
+    """Whatever fails inside is a UserError that names the networks, says `what` and the first line of the cause."""
+    try:
+        yield
+    except Exception as error:  # exporters raise errors of every kind, with pages of their own state
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        line = next((line.strip() for line in str(cause).splitlines() if line.strip()), '')
+        networks = ' and '.join(model.opt.networks[label]['type'] for label in needed_networks(model.opt))
+        raise UserError(f'{networks}: {what} ({type(cause).__name__}{": " if line else ""}{line[:200]})') from None
 
 
 @contextlib.contextmanager
