@@ -46,14 +46,19 @@ def hub_file(name_or_path: str | Path, revision: str | None = None, offline: boo
         return path / FILE
     name = _checked_name(str(name_or_path))
     hub, offline = optional('huggingface_hub', 'hub'), hub_is_offline(offline)
-    settings = {'revision': revision, 'cache_dir': cache_folder() / 'hub', 'endpoint': _endpoint()}
+    cache, endpoint = cache_folder() / 'hub', _endpoint()
     try:
-        return Path(hub.hf_hub_download(name, FILE, local_files_only=offline, **settings))
+        if not (offline or isinstance(hub.try_to_load_from_cache(name, FILE, cache, revision), str)):
+            # Asks once: downloading asks seven times for what is not there, in half a minute and with a line for each.
+            hub.get_hf_file_metadata(hub.hf_hub_url(name, FILE, revision=revision, endpoint=endpoint))
+        return Path(
+            hub.hf_hub_download(
+                name, FILE, revision=revision, cache_dir=cache, endpoint=endpoint, local_files_only=offline
+            )
+        )
     except Exception as error:  # the library and its client raise a dozen types; all mean that the file is not here
         if offline:
-            raise DownloadError(
-                f'{name}: not in the cache ({settings["cache_dir"]}) and downloads are off (offline)'
-            ) from None
+            raise DownloadError(f'{name}: not in the cache ({cache}) and downloads are off (offline)') from None
         raise DownloadError(f'{name}: {_reason(error)}') from None
 
 

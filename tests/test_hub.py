@@ -2,7 +2,10 @@
 
 import base64
 import json
+import os
+import re
 import shutil
+import subprocess
 import sys
 import threading
 from functools import partial
@@ -228,6 +231,20 @@ def test_no_network_is_one_line(cache):
         from_pretrained(NAME)
     with pytest.raises(UserError, match=rf'^{NAME}: not in the cache \({cache}/hub\) and downloads are off'):
         from_pretrained(NAME, offline=True)
+
+
+def test_a_hub_that_does_not_answer_is_asked_once_and_said_in_the_command_s_one_line(hub, tmp_path):
+    _, asked = hub(status=503)
+    for endpoint, reason in (
+        (os.environ['HF_ENDPOINT'], 'the hub answers 503'),
+        ('http://127.0.0.1:9', r'the hub cannot be reached \(.*refused.*\)'),
+    ):
+        environment = {**os.environ, 'HF_ENDPOINT': endpoint, 'OMP_NUM_THREADS': '1'}
+        command = [sys.executable, str(ROOT / 'inference.py'), '-m', f'hf:{NAME}', '-i', str(ROOT / 'testset/lq_x2')]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 2 and not done.stdout
+        assert re.fullmatch(f'Error: {NAME}: {reason}\n', done.stderr)
+    assert [one for one in asked if NAME in one] == [f'HEAD /{NAME}/resolve/main/model.safetensors']
 
 
 @pytest.mark.parametrize('name', ['nowhere', './a', 'a/b/c', '~/x'])
