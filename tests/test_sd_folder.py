@@ -189,7 +189,7 @@ def test_a_terminal_is_asked(answer, accepted, cache, monkeypatch, capsys):
 
 def test_other_names_of_the_hub_have_licences_of_their_own(cache):
     with pytest.raises(
-        UserError, match=r'somebody/model comes under a licence .* https://huggingface.co/somebody/model'
+        UserError, match=r'somebody/model: no such folder, .* a licence .* https://huggingface.co/somebody/model'
     ):
         accept_licence('somebody/model')
 

@@ -121,7 +121,8 @@ def accept_licence(name: str) -> None:
         return
     if not sys.stdin or not sys.stdin.isatty():
         raise UserError(
-            f'{name} comes under {licence}: accept it by --accept-license or {ACCEPTED}=1, or name a folder by sd_path'
+            f'{name}: no such folder, and on the hub it comes under {licence}: accept it by --accept-license or '
+            f'{ACCEPTED}=1 to download it, or name a folder by sd_path'
         )
     if input(f'{name} comes under {licence}.\nAccept it, and download? [y/N] ').strip().lower() not in ('y', 'yes'):
         raise UserError(f'{name}: its licence was not accepted, and nothing was downloaded')
