@@ -17,10 +17,10 @@ TRAINED = {'joint': ('g', 'f'), 'branches': ('g',), 'fusion': ('f',)}
 
 @dataclass(frozen=True)
 class DivergenceSchedule:
-    """When the divergence loss counts, and how much; all but the first are counted in epochs (d2c.md 4.5).
+    """When the divergence loss counts, and how much; all options but the first are counted in epochs.
 
     After epoch `start_epoch`, in the first `epochs` of each `every` epochs, by decay_rate^floor(epoch / decay_epoch).
-    Windows begin at multiples of `every`, wherever start_epoch lies.
+    Windows begin at multiples of `every`, wherever start_epoch lies (d2c.md 4.5).
 
     Args:
         steps_per_epoch: iterations that count as an epoch: floor(training pairs / batch size).

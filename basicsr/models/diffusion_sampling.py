@@ -36,7 +36,7 @@ class Steps:
 
 @dataclass(frozen=True)
 class Sampler:
-    """How to sample (sr3.md 10).
+    """How images are sampled from noise: by which of three methods, and in how many steps of the trained chain.
 
     Args:
         type: 'ancestral' (DDPM, arXiv:2006.11239; on fewer steps that of the shorter chain), 'ddim' (arXiv:2010.02502)
