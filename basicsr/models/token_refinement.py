@@ -198,9 +198,11 @@ def refine_tokens(
         starts = [first_step(counts, number) for number in numbers]
     # Those that begin first come first: in every step, the images at work are then the first ones.
     order = sorted(range(images), key=starts.__getitem__)
-    rows = torch.tensor(order, device=lq_tokens.device)
-    moved = order != list(range(images))
-    tokens, good, condition = (part[rows] if moved else part for part in (lq_tokens, good, condition))
+    rows = torch.arange(images, device=lq_tokens.device)
+    tokens = lq_tokens
+    if order != sorted(order):
+        rows = rows[order]
+        tokens, good, condition = (part[rows] for part in (tokens, good, condition))
     sound = torch.ones_like(rows, dtype=torch.bool) if sound is None else sound[rows]
     working = sum(start < how.T for start in starts)
     known = nets.refine_condition(tokens[:working], good[:working].float()) if working else None
