@@ -62,6 +62,12 @@ def hub_file(name_or_path: str | Path, revision: str | None = None, offline: boo
         raise DownloadError(f'{name}: {_reason(error)}') from None
 
 
+def prefixed_file(name: str, offline: bool | None = None) -> Path:
+    """As hub_file, of what programs call hf:OWNER/NAME or hf:OWNER/NAME@REVISION."""
+    place, _, revision = name.removeprefix(PREFIX).partition('@')
+    return hub_file(place, revision or None, offline)
+
+
 def push_to_hub(
     file: str | Path, name: str, private: bool = False, token: str | None = None, replace_card: bool = False
 ) -> str:

@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from basicsr.hub import PREFIX, hub_file
+from basicsr.hub import PREFIX, prefixed_file
 from basicsr.metrics.evaluate import build_metrics, metric_sections, score
 from basicsr.model_file import load_described
 from basicsr.models import build_model
@@ -61,12 +61,13 @@ def load_model(
     Raises UserError.
     """
     if name is not None and name.startswith(PREFIX):
-        place, _, revision = name.removeprefix(PREFIX).partition('@')
-        path = hub_file(place, revision or None, offline or None)
+        path = prefixed_file(name, offline or None)
     elif name is not None:
         known = find_model(name)
-        option_file, path = str(known.option_file), known.weights_file(offline)
-        overrides = [*known.overrides, *overrides]
+        option_file, overrides = str(known.option_file), [*known.overrides, *overrides]
+        opt = load_options(option_file, is_train=False, overrides=overrides, check_files=False)
+        MODEL_REGISTRY.get(opt.model_type).check_needs(opt)
+        path = known.weights_file(offline)
     else:
         path = None if weights is None else local_path(weights, offline)
     if option_file is None:
@@ -159,14 +160,14 @@ def restore_picture(
     Args:
         outscale: how much larger it is written; None: as the model makes it, as it must be for ground truth.
     """
-    picture = Picture.read(job.source, max_pixels)
+    picture, scale = Picture.read(job.source, max_pixels), restorer.model.scale
+    reference = None if gt is None else _reference(gt, picture.lq, scale)  # before the work, if it does not fit
     restored = restorer(picture.lq, progress)
     sr, maps = restored[:, :3], restored[:, 3:]
     alpha = None
     if picture.alpha is not None and picture.alpha.min() < picture.alpha.max():
         # Edges of alpha must be as sharp as those of the colours.
         alpha = restorer(picture.alpha.expand(-1, 3, -1, -1))[:, :3]
-    scale = restorer.model.scale
     if outscale and outscale != scale:
         sr, alpha = (None if one is None else _resized(one, picture.lq, outscale) for one in (sr, alpha))
     picture.save(job.target, sr, alpha)
@@ -174,9 +175,8 @@ def restore_picture(
         names = restorer.model.maps
         for path, image in zip(map_files(job.target, names), MAP_PICTURES[names](maps), strict=True):
             write_image(path, image)
-    if gt is None:
+    if reference is None:
         return Outcome(job)
-    reference = _reference(gt, sr, scale)
     metrics = build_metrics(metric_sections('sr_y', {}, scale))
     bicubic = imresize(picture.lq, scale)
     return Outcome(job, '', score(metrics, sr, reference), score(metrics, bicubic, reference))
@@ -257,11 +257,14 @@ def _resized(image: Tensor, lq: Tensor, outscale: float) -> Tensor:
     return imresize(image, factor)[..., :height, :width].clamp(0, 1)
 
 
-def _reference(gt: Path, sr: Tensor, scale: int) -> Tensor:
+def _reference(gt: Path, lq: Tensor, scale: int) -> Tensor:
     """Ground truth without the rows and columns that lq has no whole pixel for."""
     reference = to_tensor(read_image(gt))[None]
-    height, width = sr.shape[-2:]
+    height, width = (side * scale for side in lq.shape[-2:])
     rows, columns = reference.shape[-2] - height, reference.shape[-1] - width
     if not (0 <= rows < scale and 0 <= columns < scale):
-        raise ValueError(f'{gt} is {reference.shape[-1]}x{reference.shape[-2]}, the restored picture {width}x{height}')
+        size = f'{reference.shape[-1]}x{reference.shape[-2]}'
+        raise ValueError(
+            f'{gt} is {size}, the restored picture would be {width}x{height}: this model enlarges x{scale}'
+        )
     return reference[..., :height, :width]

@@ -229,7 +229,7 @@ def parse_arguments() -> argparse.Namespace:
     data.add_argument('--json', metavar='FILE', help='write all numbers there')
     add_sr3_parser(commands)
     add_iter_parser(commands)
-    hidden = commands.add_parser('peak')
+    hidden = commands.add_parser('peak', help='what the others start: one figure of memory')
     hidden.add_argument('spec')
     return parser.parse_args()
 

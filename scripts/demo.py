@@ -3,7 +3,7 @@
     python scripts/demo.py
     python scripts/demo.py --model SR3-demo_x4 --device cuda:1 --port 8000
 
-It needs pip install 'basicsr[demo]'. Models are the bundled ones, and published ones whose files are on this machine;
+It needs pip install -e '.[demo]'. Models are the bundled ones, and published ones whose files are on this machine;
 nothing is downloaded. The page answers to this machine alone (--host changes that), sends nothing anywhere, and deletes
 its files when a page is closed, after an hour, and at the end.
 """

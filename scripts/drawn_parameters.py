@@ -168,7 +168,7 @@ def histograms(title: str, draws: Sequence[Drawn]) -> np.ndarray:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError:
-        raise UserError("histograms need the package matplotlib: pip install 'basicsr[plots]'") from None
+        raise UserError("histograms need the package matplotlib: pip install -e '.[plots]' in the checkout") from None
     found = by_parameter(draws)
     columns = min(COLUMNS, len(found))
     rows = -(-len(found) // columns)

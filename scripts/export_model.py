@@ -12,15 +12,17 @@ the network's options and results; `basicsr info my.safetensors` shows them.
 import argparse
 import csv
 import sys
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from basicsr.hub import push_to_hub
+from basicsr.hub import PREFIX, prefixed_file, push_to_hub
 from basicsr.model_file import Description, described, read_description, write_model_file
 from basicsr.restoring import load_model, needed_networks
 from basicsr.utils.cli import run
+from basicsr.utils.download import local_path
 from basicsr.utils.registry import UserError
 from basicsr.utils.zoo import find_model
 
@@ -55,7 +57,6 @@ def main() -> int:
 
 
 def export(args: argparse.Namespace) -> None:
-    known = find_model(args.model) if args.model else None
     model = load_model(args.model, args.opt, args.weights, offline=False)
     labels = needed_networks(model.opt)
     saved = model.networks()  # without what another file is needed for anyhow, such as SD-Turbo
@@ -65,14 +66,26 @@ def export(args: argparse.Namespace) -> None:
             label: {name: value.half() if value.is_floating_point() else value for name, value in state.items()}
             for label, state in states.items()
         }
+    origin = said_before(args)
+    card = {} if args.half else origin.card  # half precision has other results
     about = Description(
         described(model.opt, tuple(labels)),
-        scores_card(args.scores) if args.scores else {},
-        args.licence or (known.licence if known else ''),
-        args.source or (known.source if known else ''),
-        args.note or (known.note if known else ''),
+        scores_card(args.scores) if args.scores else card,
+        args.licence or origin.licence,
+        args.source or origin.source,
+        args.note or origin.note,
     )
     write_model_file(args.output, states, about)
+
+
+def said_before(args: argparse.Namespace) -> Description:
+    """What the weights say of themselves, or models.yml of them; empty where neither does."""
+    if args.model and not args.model.startswith(PREFIX):
+        known = find_model(args.model)
+        about = read_description(known.weights_file()) or Description('')
+        return replace(about, licence=known.licence, source=known.source, note=known.note)
+    file = prefixed_file(args.model) if args.model else args.weights and local_path(args.weights)
+    return (read_description(file) if file else None) or Description('')
 
 
 def scores_card(path: Path) -> dict[str, dict[str, float]]:

@@ -380,7 +380,7 @@ def test_without_gradio_it_says_what_to_install(capsys, monkeypatch):
     monkeypatch.setattr(sys, 'meta_path', [Without('gradio'), *sys.meta_path])
     with pytest.raises(SystemExit):
         demo.main([])
-    assert "pip install 'basicsr[demo]'" in capsys.readouterr().err
+    assert "pip install -e '.[demo]'" in capsys.readouterr().err
 
 
 class Without:

@@ -54,7 +54,7 @@ def rows(text: str) -> list[list[str]]:
 
 
 def test_it_builds_without_a_warning(tmp_path):
-    pytest.importorskip('material', reason="needs pip install 'basicsr[docs]'")
+    pytest.importorskip('material', reason="needs pip install -e '.[docs]'")
     command = [sys.executable, '-m', 'mkdocs', 'build', '--strict', '--quiet', '--site-dir', str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

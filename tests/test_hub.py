@@ -281,5 +281,5 @@ def test_pushing_needs_a_token_that_may_write(hub, tiny, monkeypatch):
 
 def test_the_package_that_is_missing_is_named(cache, monkeypatch):
     monkeypatch.setitem(sys.modules, 'huggingface_hub', None)
-    with pytest.raises(UserError, match=r"The Hugging Face hub needs .*: pip install 'basicsr\[hub\]'"):
+    with pytest.raises(UserError, match=r"The Hugging Face hub needs .*: pip install -e '\.\[hub\]'"):
         from_pretrained(NAME)

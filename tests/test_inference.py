@@ -263,7 +263,8 @@ def test_ground_truth_that_does_not_match_is_named(call, tiny, tmp_path):
     status, text = call('-i', 'lq', '--gt', 'gt', '-o', 'out', *tiny)
     assert status == 2 and 'gt has no image of the same name for b.png' in text and not Path('out').exists()
     status, text = call('-i', 'lq/a.png', '--gt', 'gt', '-o', 'out', *tiny)
-    assert status == 1 and 'gt/a.png is 8x8, the restored picture 16x16' in text
+    assert status == 1 and 'gt/a.png is 8x8, the restored picture would be 16x16: this model enlarges x2' in text
+    assert not Path('out/a.png').exists(), 'said before the work'
 
 
 @pytest.mark.parametrize(('arguments', 'reason'), [

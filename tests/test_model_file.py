@@ -54,6 +54,17 @@ def test_options_results_and_licence_are_in_it_and_the_entries_keep_their_names(
         assert file.metadata()['format'] == FORMAT
 
 
+def test_what_a_file_says_of_itself_is_passed_on(monkeypatch, tmp_path):
+    bundled = read_description(FOLDER / 'ATD-demo_x4.safetensors')
+    path = exported(monkeypatch, tmp_path, '-m', 'ATD-demo_x4')
+    assert bundled.card and read_description(path).card == bundled.card
+    other = tmp_path / 'other.safetensors'
+    path.rename(other)
+    again = read_description(exported(monkeypatch, tmp_path, '--weights', str(other), '--half'))
+    assert (again.licence, again.source, again.note) == (bundled.licence, bundled.source, bundled.note)
+    assert again.card == {}, 'half precision has other results'
+
+
 def test_spandrel_still_reads_atd(tmp_path):
     options = (
         'name: a\nmodel_type: SRModel\nscale: 4\n'

@@ -129,13 +129,26 @@ def test_what_is_missing_is_one_line(files, call, monkeypatch):
     gone = *arguments, '--force_yml', 'path:pretrain_network_de=/nowhere/de_net.pth'
     assert '/nowhere/de_net.pth' in one_line(call(*gone))
     monkeypatch.setitem(sys.modules, 'diffusers', None)
-    assert "needs the package diffusers: pip install 'basicsr[s3diff]'" in one_line(call(*arguments))
+    assert "needs the package diffusers: pip install -e '.[s3diff]' in the checkout" in one_line(call(*arguments))
 
 
 def test_the_published_model_has_a_name_and_says_what_it_cannot_have(files, call):
     assert 'S3Diff_x4' in call('--list')[1]
-    said = one_line(call('-i', files / 'lq', '-m', 's3diff', '--offline'))
+    arguments = '-i', files / 'lq', '-m', 's3diff'
+    said = one_line(call(*arguments, '--offline', '--force_yml', f'model:sd_path={sd_turbo()}'))
     assert said.startswith('Error: https://huggingface.co/zhangap/S3Diff/resolve/main/s3diff.pkl: not in the cache')
+    assert one_line(call(*arguments, '--offline')).startswith('Error: stabilityai/sd-turbo: not in the cache')
+
+
+def test_what_is_missing_is_said_before_weights_are_downloaded(files, call, monkeypatch):
+    from basicsr.utils import zoo
+
+    monkeypatch.setenv('BASICSR_OFFLINE', '')
+    monkeypatch.setattr(zoo, 'local_path', lambda *_: pytest.fail('a download'))
+    arguments = '-i', files / 'lq', '-m', 's3diff'
+    assert 'accept it by --accept-license' in one_line(call(*arguments))
+    monkeypatch.setitem(sys.modules, 'diffusers', None)
+    assert 'needs the package diffusers' in one_line(call(*arguments))
 
 
 def test_outscale_excludes_ground_truth_and_other_numbers_are_refused(files, call):

@@ -208,7 +208,7 @@ def test_without_matplotlib_the_sheet_is_written_and_the_rest_printed(monkeypatc
     show_degradations.main(arguments)
     printed = capsys.readouterr()
     assert Path('results/degradations/bsrgan_x2.png').is_file()
-    assert "pip install 'basicsr[plots]'" in printed.err and 'final_jpeg_quality' in printed.out
+    assert "pip install -e '.[plots]'" in printed.err and 'final_jpeg_quality' in printed.out
 
 
 def test_images_are_taken_evenly():

@@ -52,6 +52,10 @@ class BaseModel:
         self.sharding: Sharding | None = None
         self._load_pretrained()
 
+    @classmethod
+    def check_needs(cls, opt: Options) -> None:
+        """Raise UserError for what is lacking beside the weights: said before these are downloaded."""
+
     def prepare(self, accelerator, sharding: Sharding | None = None) -> BaseModel:
         """Put everything where it trains: device, memory format, losses, optimizers, wrapping for several processes."""
         self.accelerator, train = accelerator, self.opt.train

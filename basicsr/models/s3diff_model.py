@@ -16,6 +16,7 @@ from basicsr.models.prompts import NEGATIVE, POSITIVE, Prompts, prompts_of, read
 from basicsr.models.s3diff_training import GeneratorSteps, S3DiffTraining, check_training
 from basicsr.utils.checkpoint import CheckpointError, read_checkpoint
 from basicsr.utils.color_fix import ColorFix, fix_color
+from basicsr.utils.optional import optional
 from basicsr.utils.options import Options
 from basicsr.utils.padding import extend_reflect
 from basicsr.utils.registry import ARCH_REGISTRY, MODEL_REGISTRY, OptionError, UserError
@@ -112,8 +113,7 @@ class S3DiffModel(BaseModel):
         self.texts, self.prompt_embeddings = (positive_prompt, negative_prompt), prompt_embeddings
         self.folder = None
         if sd_path is not None:
-            encoder = () if prompt_embeddings else ('text_encoder', 'tokenizer')
-            self.folder = sd_folder(sd_path, ('unet', 'vae', *encoder))
+            self.folder = sd_folder(sd_path, needed_parts(prompt_embeddings))
         super().__init__(opt)
         self.unsaved = ('de',) if 'de' in opt.path.pretrained else ()  # a random one is nowhere else
         self.embeddings = self._embeddings()
@@ -125,6 +125,12 @@ class S3DiffModel(BaseModel):
         self.training = None
         if opt.is_train:
             self.training = S3DiffTraining(self, neg_prob, generator_steps, gradient_checkpointing)
+
+    @classmethod
+    def check_needs(cls, opt: Options) -> None:
+        optional('diffusers', 's3diff')
+        if sd_path := opt.model.get('sd_path'):
+            sd_folder(sd_path, needed_parts(opt.model.get('prompt_embeddings')))
 
     def training_step(self, batch: dict) -> dict[str, Tensor]:
         return self.training.step(batch)
@@ -229,6 +235,11 @@ class S3DiffModel(BaseModel):
             except ValueError as error:
                 raise CheckpointError(f'{file}: {error}') from None
         super()._load_pretrained()
+
+
+def needed_parts(prompt_embeddings: str | None) -> tuple[str, ...]:
+    """The parts of SD-Turbo that are read; no text encoder where there are embeddings."""
+    return ('unet', 'vae') if prompt_embeddings else ('unet', 'vae', 'text_encoder', 'tokenizer')
 
 
 def together(lq: Tensor) -> int:

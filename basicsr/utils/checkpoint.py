@@ -48,11 +48,14 @@ def read_checkpoint(path: str | Path, verify: bool = True) -> dict:
         if path.suffix == '.safetensors':
             return load_file(path)
         with path.open('rb') as file:
-            is_pickle = is_plain_pickle(file.read(64))
+            start = file.read(64)
+        is_pickle = is_plain_pickle(start)
         content = read_pickle(path) if is_pickle else _read_torch(path)
     except CheckpointError:
         raise
     except (Refused, pickle.UnpicklingError) as error:
+        if not start.startswith((b'PK', b'\x80')):  # as files of torch do, and pickles since Python 3
+            raise CheckpointError(f'{path}: is no checkpoint (refused, nothing was executed)') from None
         lines = [line.strip() for line in str(error).splitlines() if 'Unsupported' in line or 'GLOBAL' in line]
         lines = [str(error)] if isinstance(error, Refused) else lines
         reason = lines[0][:160] if lines else 'not a checkpoint'

@@ -23,7 +23,9 @@ def option_parser(description: str) -> argparse.ArgumentParser:
     )
     parser.add_argument('overrides', nargs='*', metavar='A:B=VALUE', help='the same, without --force_yml')
     for flag, replacement in PUBLISHED_FLAGS.items():
-        parser.add_argument(flag, default=None, dest='published', help=f'accepted and not used: {replacement}')
+        parser.add_argument(
+            flag, default=None, dest='published', metavar='VALUE', help=f'accepted and not used: {replacement}'
+        )
     return parser
 
 

@@ -21,5 +21,5 @@ def optional(module: str, extra: str) -> ModuleType:
         if (error.name or '').partition('.')[0] != package:
             raise  # the package is there, and something that it needs itself is not
         raise UserError(
-            f"{_SYSTEMS.get(extra, extra)} needs the package {package}: pip install 'basicsr[{extra}]'"
+            f"{_SYSTEMS.get(extra, extra)} needs the package {package}: pip install -e '.[{extra}]' in the checkout"
         ) from None
