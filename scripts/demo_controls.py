@@ -6,13 +6,15 @@ No web page in here: demo_page.py shows what this says.
 import inspect
 import typing
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from basicsr.models.diffusion_sampling import Sampler
 from basicsr.models.restorer import SMALLEST_TILE
+from basicsr.models.s3diff_model import needed_parts
 from basicsr.models.sr3_model import SR3Model
 from basicsr.models.token_refinement import Refinement
+from basicsr.utils.color_fix import ColorFix
 from basicsr.utils.download import local_path
 from basicsr.utils.options import Options, load_options
 from basicsr.utils.registry import MODEL_REGISTRY, OptionError, UserError
@@ -20,6 +22,7 @@ from basicsr.utils.sd_folder import sd_folder
 from basicsr.utils.yaml_loader import parse_value
 from basicsr.utils.zoo import KnownModel, known_models
 
+RESTORING = {'tile': 0, 'color_fix': 'none'}  # what Restorer is told, of models that have no such setting themselves
 SECTIONS = {'sampler': Sampler, 'refinement': Refinement}  # arguments of models that have arguments of their own
 LARGEST_SEED = 2**31 - 1
 LONGEST_PROMPT = 500
@@ -121,8 +124,7 @@ def is_here(known: KnownModel) -> bool:
             if label != 'g':  # the weights file has it
                 local_path(source.path, offline=True)
         if opt.model.get('sd_path'):
-            encoder = () if opt.model.get('prompt_embeddings') else ('text_encoder', 'tokenizer')
-            sd_folder(opt.model['sd_path'], ('unet', 'vae', *encoder), offline=True)
+            sd_folder(opt.model['sd_path'], needed_parts(opt.model.get('prompt_embeddings')), offline=True)
     except UserError:
         return False
     return True
@@ -145,9 +147,9 @@ def offer_of(known: KnownModel) -> Offer | None:
 
 def setting_of(control: Control, model: type, opt: Options) -> Setting | None:
     """A control of a model with what its option file says, or else its constructor; None where it has no effect."""
-    if not control.key:
-        return Setting(control, 0, control.most)
     argument, _, inner = control.key.partition(':')
+    if not control.key or (control.name == 'color_fix' and argument not in inspect.signature(model).parameters):
+        return Setting(replace(control, key=''), RESTORING[control.name], control.most)
     if argument not in inspect.signature(model).parameters:
         return None
     if argument == 'refinement' and opt.networks['g'].get('refine') is False:
@@ -165,9 +167,10 @@ def setting_of(control: Control, model: type, opt: Options) -> Setting | None:
 
 def choices_of(control: Control) -> list[str]:
     """What a control of the kind 'choice' can be, as the constructor that takes it says."""
+    if control.name == 'color_fix':
+        return list(typing.get_args(ColorFix))
     argument, _, inner = control.key.partition(':')
-    owners = [SECTIONS[argument]] if inner else [MODEL_REGISTRY.get('S3DiffModel').__init__]
-    return list(typing.get_args(typing.get_type_hints(owners[0])[inner or argument]))
+    return list(typing.get_args(typing.get_type_hints(SECTIONS[argument])[inner]))
 
 
 def overrides_of(offer: Offer, values: Mapping[str, Any]) -> list[str]:
@@ -185,12 +188,13 @@ def overrides_of(offer: Offer, values: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def tile_of(offer: Offer, values: Mapping[str, Any]) -> int:
-    """The tile that Restorer is told. Raises UserError."""
-    tile = checked(offer.settings['tile'], values.get('tile'))
-    if 0 < tile < SMALLEST_TILE:
-        raise UserError(f'Tile should be 0 (the whole image) or at least {SMALLEST_TILE}, got {tile}')
-    return tile
+def restoring_of(offer: Offer, values: Mapping[str, Any]) -> dict[str, Any]:
+    """What Restorer is told. Raises UserError."""
+    mine = {name: one for name, one in offer.settings.items() if not one.control.key}
+    settings = {name: checked(one, values.get(name)) for name, one in mine.items()}
+    if 0 < settings['tile'] < SMALLEST_TILE:
+        raise UserError(f'Tile should be 0 (the whole image) or at least {SMALLEST_TILE}, got {settings["tile"]}')
+    return settings
 
 
 def checked(setting: Setting, value: Any) -> Any:

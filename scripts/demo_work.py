@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from demo_controls import Offer, overrides_of, tile_of
+from demo_controls import Offer, overrides_of, restoring_of
 from torch import nn
 
 from basicsr.models.base_model import BaseModel
@@ -182,11 +182,11 @@ class Workshop:
         if name not in self.offers:
             raise UserError(f'{str(name)[:40]!r} is not a model of this demo')
         offer = self.offers[name]
-        overrides, tile = overrides_of(offer, values), tile_of(offer, values)
+        overrides, settings = overrides_of(offer, values), restoring_of(offer, values)
         self.examine(upload)
         try:
             with self._device_lock, warnings_kept() as warnings:
-                return self._restored(offer, overrides, tile, upload, folder, stop, progress, warnings)
+                return self._restored(offer, overrides, settings, upload, folder, stop, progress, warnings)
         except BROKEN as error:
             raise UserError(said(error, upload)) from None
 
@@ -194,7 +194,7 @@ class Workshop:
         self,
         offer: Offer,
         overrides: list[str],
-        tile: int,
+        settings: Mapping[str, Any],
         upload: Upload,
         folder: Path,
         stop: threading.Event,
@@ -205,7 +205,7 @@ class Workshop:
             raise Stopped
         picture = Picture.read(upload.path, self.max_pixels)
         model = self._model(offer.known.name, overrides)
-        restorer, start = Restorer(model, tile=tile, dtype='auto'), time.monotonic()
+        restorer, start = Restorer(model, **settings, dtype='auto'), time.monotonic()
 
         def advance(done: int, total: int) -> None:
             if stop.is_set():

@@ -25,8 +25,8 @@ from demo_controls import (
     offers,
     options_of,
     overrides_of,
+    restoring_of,
     setting_of,
-    tile_of,
 )
 from demo_work import Stopped, Upload, Visits, Workshop, message, stoppable, warnings_kept
 
@@ -101,12 +101,12 @@ def test_a_published_model_is_offered_once_its_file_was_fetched(tmp_path):
 @pytest.mark.parametrize(
     ('name', 'controls'),
     [
-        (ATD, ['tile']),
-        ('D2C-demo_x4', ['tile']),
-        (SR3, ['steps', 'sampler', 'seed', 'tile']),
-        ('SR3_16_128_x8', ['steps', 'sampler', 'seed', 'tile']),
-        (ITER, ['T', 'threshold', 'sampling', 'seed', 'tile']),
-        ('ITER_swinvqgan_x1', ['tile']),
+        (ATD, ['color_fix', 'tile']),
+        ('D2C-demo_x4', ['color_fix', 'tile']),
+        (SR3, ['steps', 'sampler', 'color_fix', 'seed', 'tile']),
+        ('SR3_16_128_x8', ['steps', 'sampler', 'color_fix', 'seed', 'tile']),
+        (ITER, ['T', 'threshold', 'sampling', 'color_fix', 'seed', 'tile']),
+        ('ITER_swinvqgan_x1', ['color_fix', 'tile']),
         (S3DIFF, ['positive', 'negative', 'guidance', 'color_fix', 'seed', 'tile']),
     ],
 )
@@ -191,10 +191,24 @@ def test_a_value_that_a_control_cannot_have_is_refused_in_words(name, values, wo
 
 
 def test_a_tile_is_none_or_large_enough():
-    assert tile_of(offer(ATD), {'tile': 64.0}) == 64
-    assert tile_of(offer(ATD), {'tile': 0}) == 0
+    assert restoring_of(offer(ATD), {'tile': 64.0})['tile'] == 64
+    assert restoring_of(offer(ATD), {'tile': 0})['tile'] == 0
     with pytest.raises(UserError, match=r'Tile should be 0 \(the whole image\) or at least 32, got 8'):
-        tile_of(offer(ATD), {'tile': 8})
+        restoring_of(offer(ATD), {'tile': 8})
+
+
+def test_a_colour_fix_is_the_models_own_or_that_of_restorer():
+    values = {'color_fix': 'adain', 'tile': 64}
+    assert (
+        restoring_of(offer(ATD), values) == {'color_fix': 'adain', 'tile': 64}
+        and overrides_of(offer(ATD), values) == []
+    )
+    own = dict(values, color_fix='none')
+    assert restoring_of(offer(S3DIFF), own) == {'tile': 64} and overrides_of(offer(S3DIFF), own) == [
+        'model:color_fix=none'
+    ]
+    with pytest.raises(UserError, match='Colour fix should be one of none, wavelet, adain'):
+        restoring_of(offer(ATD), {'color_fix': 'paint'})
 
 
 def test_the_result_is_what_restorer_gives_and_lies_beside_the_enlarged_input(workshop, image, tmp_path):

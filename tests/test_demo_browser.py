@@ -199,11 +199,11 @@ def test_a_model_shows_the_settings_that_it_has(opened):
             .filter((one) => one.checkVisibility()).map((one) => one.id)""")  # at once: they come and go
         return {name.removeprefix('control-') for name in names}
 
-    assert shown() == {'tile'}
+    assert shown() == {'color_fix', 'tile'}
     for name, controls in (
-        ('SR3-demo_x4', {'steps', 'sampler', 'seed', 'tile'}),
-        ('ITER-demo_x4', {'T', 'threshold', 'sampling', 'seed', 'tile'}),
-        ('ATD-demo_x2', {'tile'}),
+        ('SR3-demo_x4', {'steps', 'sampler', 'color_fix', 'seed', 'tile'}),
+        ('ITER-demo_x4', {'T', 'threshold', 'sampling', 'color_fix', 'seed', 'tile'}),
+        ('ATD-demo_x2', {'color_fix', 'tile'}),
     ):
         page.locator('#model input').click()
         page.get_by_role('option', name=name).click()
