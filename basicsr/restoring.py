@@ -3,7 +3,7 @@
 import errno
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from basicsr.hub import PREFIX, prefixed_file
 from basicsr.metrics.evaluate import build_metrics, metric_sections, score
-from basicsr.model_file import load_described
+from basicsr.model_file import Description, load_described, read_description
 from basicsr.models import build_model
 from basicsr.models.base_model import BaseModel
 from basicsr.models.restorer import Restorer
@@ -83,6 +83,16 @@ def load_model(
                 raise UserError(f'{option_file} names no weights (path: {key}); name them with --weights')
             raise UserError(f'{path} holds no network_{label}, and {option_file} names no other file (path: {key})')
     return build_model(opt)
+
+
+def about_weights(name: str | None, weights: str | None) -> Description:
+    """What weights say of themselves, and models.yml of those with a name, as load_model takes both; else nothing."""
+    known = find_model(name) if name and not name.startswith(PREFIX) else None
+    if known:
+        about = read_description(known.weights_file()) or Description('')
+        return replace(about, licence=known.licence, source=known.source, note=known.note)
+    file = prefixed_file(name) if name else weights and local_path(weights)
+    return (read_description(file) if file else None) or Description('')
 
 
 def needed_networks(opt: Options) -> list[str]:

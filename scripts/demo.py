@@ -52,7 +52,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     with parser.faults_in_words(), tempfile.TemporaryDirectory(prefix='basicsr-demo-') as folder:
         start_logging(is_main=True)
-        serve(args, Path(folder).resolve())
+        before, tempfile.tempdir = tempfile.tempdir, folder  # of gradio: what an upload that broke off leaves goes too
+        try:
+            serve(args, Path(folder).resolve())
+        finally:
+            tempfile.tempdir = before
 
 
 def serve(args, folder: Path) -> None:

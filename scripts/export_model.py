@@ -12,19 +12,16 @@ the network's options and results; `basicsr info my.safetensors` shows them.
 import argparse
 import csv
 import sys
-from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from basicsr.hub import PREFIX, prefixed_file, push_to_hub
+from basicsr.hub import push_to_hub
 from basicsr.model_file import Description, described, read_description, write_model_file
-from basicsr.restoring import load_model, needed_networks
+from basicsr.restoring import about_weights, load_model, needed_networks
 from basicsr.utils.cli import run
-from basicsr.utils.download import local_path
 from basicsr.utils.registry import UserError
-from basicsr.utils.zoo import find_model
 
 
 def main() -> int:
@@ -66,7 +63,7 @@ def export(args: argparse.Namespace) -> None:
             label: {name: value.half() if value.is_floating_point() else value for name, value in state.items()}
             for label, state in states.items()
         }
-    origin = said_before(args)
+    origin = about_weights(args.model, args.weights)
     card = {} if args.half else origin.card  # half precision has other results
     about = Description(
         described(model.opt, tuple(labels)),
@@ -76,16 +73,6 @@ def export(args: argparse.Namespace) -> None:
         args.note or origin.note,
     )
     write_model_file(args.output, states, about)
-
-
-def said_before(args: argparse.Namespace) -> Description:
-    """What the weights say of themselves, or models.yml of them; empty where neither does."""
-    if args.model and not args.model.startswith(PREFIX):
-        known = find_model(args.model)
-        about = read_description(known.weights_file()) or Description('')
-        return replace(about, licence=known.licence, source=known.source, note=known.note)
-    file = prefixed_file(args.model) if args.model else args.weights and local_path(args.weights)
-    return (read_description(file) if file else None) or Description('')
 
 
 def scores_card(path: Path) -> dict[str, dict[str, float]]:

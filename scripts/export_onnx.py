@@ -16,7 +16,7 @@ import json
 import logging
 import sys
 import warnings
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -26,17 +26,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from basicsr.model_file import Description, described, read_description
+from basicsr.model_file import Description, described
 from basicsr.models.base_model import BaseModel
 from basicsr.models.d2c_model import D2CModel
 from basicsr.models.restorer import Restorer
 from basicsr.models.sr_model import SRModel
-from basicsr.restoring import load_model, needed_networks
+from basicsr.restoring import about_weights, load_model, needed_networks
 from basicsr.utils.checkpoint import write_atomically
 from basicsr.utils.cli import run
 from basicsr.utils.optional import optional
 from basicsr.utils.registry import UserError
-from basicsr.utils.zoo import find_model
 
 FORMAT = 'basicsr-onnx-1'
 OPSET = 20
@@ -75,7 +74,10 @@ def main() -> int:
     for module in ('onnx', 'onnxscript', 'onnxruntime'):
         optional(module, 'onnx')
     model = load_model(args.model, args.opt, args.weights, offline=False)
-    content = onnx_content(model, description(args, model))
+    about = about_weights(args.model, args.weights)
+    if args.opt or not about.options:
+        about = replace(about, options=described(model.opt, tuple(needed_networks(model.opt))))
+    content = onnx_content(model, about)
     differences = compared(content, model)
     for shape, difference in differences.items():
         print(f'{"x".join(map(str, shape))}: differs from PyTorch by {difference:.1e} at most')
@@ -85,15 +87,6 @@ def main() -> int:
     write_atomically(args.output, lambda file: file.write(content))
     print(f'{args.output}: {len(content):,} bytes')
     return 0
-
-
-def description(args: argparse.Namespace, model: BaseModel) -> Description:
-    """What a model file of this model says, or would say."""
-    about = read_description(args.weights) if args.weights and not args.opt else None
-    if about:
-        return about
-    known, options = find_model(args.model) if args.model else None, described(model.opt, tuple(model.nets))
-    return Description(options, {}, known.licence, known.source, known.note) if known else Description(options)
 
 
 def onnx_content(model: BaseModel, about: Description) -> bytes:

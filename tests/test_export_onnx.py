@@ -150,5 +150,5 @@ def test_a_file_that_computes_something_else_is_not_written(monkeypatch, tmp_pat
 def test_the_package_that_is_missing_is_named(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, 'onnxscript', None)
     monkeypatch.setattr(sys, 'argv', ['export_onnx.py', '-m', 'ATD-demo_x2', '-o', str(tmp_path / 'm.onnx')])
-    with pytest.raises(UserError, match=r"ONNX needs the package onnxscript: pip install 'basicsr\[onnx\]'"):
+    with pytest.raises(UserError, match=r"ONNX needs the package onnxscript: pip install -e '.\[onnx\]'"):
         export_onnx.main()
