@@ -74,6 +74,7 @@ def main() -> int:
     for module in ('onnx', 'onnxscript', 'onnxruntime'):
         optional(module, 'onnx')
     model = load_model(args.model, args.opt, args.weights, offline=False)
+    print('exporting: seconds for a small network, minutes for one of many layers', file=sys.stderr)
     about = about_weights(args.model, args.weights)
     if args.opt or not about.options:
         about = replace(about, options=described(model.opt, tuple(needed_networks(model.opt))))
