@@ -35,7 +35,14 @@ from basicsr.utils.cli import run
 from basicsr.utils.color_fix import FIXES
 from basicsr.utils.image import MAX_PIXELS
 from basicsr.utils.messages import LOGGER, start_logging
-from basicsr.utils.picture_files import EXISTING, find_partners, find_pictures, plan_outputs, prepare_folder
+from basicsr.utils.picture_files import (
+    EXISTING,
+    check_folder,
+    find_partners,
+    find_pictures,
+    plan_outputs,
+    prepare_folder,
+)
 from basicsr.utils.registry import UserError
 from basicsr.utils.sd_folder import ACCEPTED
 from basicsr.utils.zoo import known_models
@@ -61,6 +68,7 @@ def main() -> int:
     jobs = plan_outputs(sources, folder, args.suffix, args.ext, args.existing)
     maps = args.maps or ()
     check_map_files(jobs, maps)
+    check_folder(folder)
     gt = find_partners([job.source for job in jobs], Path(args.gt)) if args.gt else {}
     state = process_state(args.device)
     try:
@@ -139,7 +147,7 @@ def parse_arguments() -> argparse.Namespace:
         default='none',
         choices=FIXES,
         help='give the results the colours of the inputs, where a model shifts them: the coarse ones (wavelet), or mean'
-        ' and contrast of each channel (adain)',
+        ' and contrast of each channel (adain); S3Diff has a fix of its own, model:color_fix, before this one',
     )
     add('--color-strength', type=float, default=1, metavar='S', help='of the colour fix, from 0 to 1 (1)')
     shown = parser.add_mutually_exclusive_group()

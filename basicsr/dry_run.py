@@ -1,31 +1,37 @@
 """train.py --dry-run: what a run would cost, after checking everything that it would need; nothing is written."""
 
+from __future__ import annotations
+
 import copy
 import datetime
 import resource
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from basicsr.data.loaders import CountedBatches, build_dataset, build_degradation, build_train_loader, check_datasets
-from basicsr.launch import asked_sharding
 from basicsr.models import build_model
 from basicsr.models.optimizer_step import optimizer_step
 from basicsr.utils.experiment import free_bytes
 from basicsr.utils.options import Options
 from basicsr.utils.seeding import derived_seed, seed_all
 
+if TYPE_CHECKING:
+    from basicsr.models.sharding import Sharding
 
-def dry_run(opt: Options, accelerator) -> int:
+
+def dry_run(opt: Options, accelerator, sharding: Sharding | None = None) -> int:
     """Check data sets, build everything, run one step to warm up and one to measure; print a summary."""
     check_datasets((build_dataset(options, label, opt.scale) for label, options in opt.datasets.items()), thorough=True)
     loader, dataset = build_train_loader(opt, accelerator.process_index, accelerator.num_processes)
     seed_all(derived_seed(opt.manual_seed))
     model = build_model(opt)
     shapes = without_data(model)  # before weights are split
-    model.prepare(accelerator, asked_sharding())
+    model.prepare(accelerator, sharding)
     degrade = build_degradation(opt, accelerator.device, accelerator.num_processes)
     batches = CountedBatches(loader, accelerator.device, degrade=degrade)
     optimizer_step(model, batches, 1)
@@ -67,9 +73,14 @@ def _summary(
 def without_data(model):
     """The model with copies of its networks that have shapes and no data."""
     shapes = copy.copy(model)
-    shapes.nets = {label: copy.deepcopy(model.bare(label)).to('meta') for label in model.nets}
+    shapes.nets = {label: _on_meta(model.bare(label)) for label in model.nets}
     shapes.averages, shapes.accelerator, shapes.device = {}, None, torch.device('meta')
     return shapes
+
+
+def _on_meta(net: nn.Module) -> nn.Module:
+    shapes = {id(one): nn.Parameter(one.detach().to('meta'), one.requires_grad) for one in net.parameters()}
+    return copy.deepcopy(net, shapes | {id(one): one.to('meta') for one in net.buffers()})
 
 
 def flops(model, lq: torch.Tensor) -> int:

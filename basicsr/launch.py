@@ -15,18 +15,19 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import DistributedType, GradientAccumulationPlugin, ProjectConfiguration
 
 from basicsr import __version__
-from basicsr.utils.messages import start_logging
+from basicsr.utils.messages import LOGGER, start_logging
 from basicsr.utils.options import Options
-from basicsr.utils.registry import OptionError, UserError
+from basicsr.utils.registry import ARCH_REGISTRY, OptionError, UserError
 
 if TYPE_CHECKING:
     from basicsr.models.sharding import Sharding
 
 SWITCH = 'ACCELERATE_USE_FSDP'  # by which `accelerate launch` tells its processes of `distributed_type: FSDP`
-WANTED = (  # of the variables beside it: the value that each must have, and what to do
-    ('FSDP_VERSION', '2', 'fsdp_version: 2 is what splits weights here'),
-    ('FSDP_OFFLOAD_PARAMS', 'false', 'weights stay on the devices: fsdp_offload_params: false'),
-    ('FSDP_ACTIVATION_CHECKPOINTING', 'false', 'model:gradient_checkpointing=true of the option file does that'),
+WANTED = (  # of the variables beside it: the values that each may have, and what to do
+    ('FSDP_VERSION', ('2',), 'fsdp_version: 2 is what splits weights here'),
+    ('FSDP_RESHARD_AFTER_FORWARD', ('true', 'false', 'full_shard'), 'fsdp_reshard_after_forward is true or false'),
+    ('FSDP_OFFLOAD_PARAMS', ('false',), 'weights stay on the devices: fsdp_offload_params: false'),
+    ('FSDP_ACTIVATION_CHECKPOINTING', ('false',), 'model:gradient_checkpointing=true of the option file does that'),
 )
 UNKNOWN = (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 
@@ -52,16 +53,16 @@ def launched(opt: Options) -> Iterator[Accelerator]:
 def build_accelerator(opt: Options) -> Accelerator:
     """accelerate's launcher, precision and gradient accumulation; learning rates and saving stay ours."""
     steps, precision = (opt.train.gradient_accumulation_steps, opt.train.mixed_precision) if opt.train else (1, 'no')
+    os.environ.pop(SWITCH, None)  # else accelerate would split what is trained, and transformers leave weights out
     parallel = DistributedDataParallelKwargs(find_unused_parameters=opt.find_unused_parameters)
     try:
-        with hidden_from_accelerate():
-            accelerator = Accelerator(
-                cpu=opt.device == 'cpu' or not (torch.cuda.is_available() or torch.backends.mps.is_available()),
-                mixed_precision=precision,
-                kwargs_handlers=[parallel],
-                gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=steps, sync_with_dataloader=False),
-                project_config=ProjectConfiguration(logging_dir='tb_logger'),
-            )
+        accelerator = Accelerator(
+            cpu=opt.device == 'cpu' or not (torch.cuda.is_available() or torch.backends.mps.is_available()),
+            mixed_precision=precision,
+            kwargs_handlers=[parallel],
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=steps, sync_with_dataloader=False),
+            project_config=ProjectConfiguration(logging_dir='tb_logger'),
+        )
     except ValueError as error:
         raise OptionError(f'train:mixed_precision: {error}', ('train', 'mixed_precision')) from None
     if accelerator.distributed_type in UNKNOWN:
@@ -73,27 +74,33 @@ def build_accelerator(opt: Options) -> Accelerator:
     return accelerator
 
 
-def asked_sharding() -> Sharding | None:
-    """What accelerate's configuration asks for; None: weights are whole. Raises UserError for what there is not."""
+def asked_sharding(opt: Options) -> Sharding | None:
+    """How accelerate's configuration wants frozen weights split; None: they are whole. Before `launched`.
+
+    Raises UserError for what there is not here.
+    """
     if os.environ.get(SWITCH, 'false').lower() != 'true':
         return None
-    for name, value, instead in WANTED:
-        if os.environ.get(name, value).lower() != value:
-            raise UserError(f'accelerate is configured with {name.lower()}: {os.environ[name]}; {instead}')
+    for name, values, instead in WANTED:
+        given = os.environ.get(name, values[0])
+        if given.lower() not in values:
+            raise UserError(f'accelerate is configured with {name.lower()}: {given}; {instead}')
+    kinds = {label: section['type'] for label, section in opt.networks.items()}
+    if not any(hasattr(ARCH_REGISTRY.get(kind), 'frozen_blocks') for kind in kinds.values()):
+        named = ', '.join(f'network_{label} ({kind})' for label, kind in kinds.items())
+        raise UserError(
+            "accelerate is configured for FSDP, which splits S3Diff's frozen weights here and can split nothing of "
+            f'{named}: accelerate launch --config_file options/accelerate/one_node.yaml'
+        )
+    for option in ('compile', 'channels_last'):
+        if getattr(opt.train, option):
+            raise OptionError(f'train:{option}: not with weights that FSDP splits', ('train', option))
+    if int(os.environ.get('WORLD_SIZE', '1')) < 2:
+        LOGGER.warning('accelerate is configured for FSDP: on one process there is nothing to split')
+        return None
     from basicsr.models.sharding import Sharding  # takes a second, and few ask for it
 
-    return Sharding(reshard=os.environ.get('FSDP_RESHARD_AFTER_FORWARD', 'true').lower() in ('true', 'full_shard'))
-
-
-@contextmanager
-def hidden_from_accelerate() -> Iterator[None]:
-    """Inside, an Accelerator prepares networks as for any several processes: it would split what is trained too."""
-    before = os.environ.pop(SWITCH, None)
-    try:
-        yield
-    finally:
-        if before is not None:
-            os.environ[SWITCH] = before
+    return Sharding(reshard=os.environ.get('FSDP_RESHARD_AFTER_FORWARD', 'true').lower() != 'false')
 
 
 def environment(accelerator: Accelerator) -> str:

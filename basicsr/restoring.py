@@ -66,7 +66,7 @@ def load_model(
         known = find_model(name)
         option_file, overrides = str(known.option_file), [*known.overrides, *overrides]
         opt = load_options(option_file, is_train=False, overrides=overrides, check_files=False)
-        MODEL_REGISTRY.get(opt.model_type).check_needs(opt)
+        MODEL_REGISTRY.get(opt.model_type).check_needs(opt, offline or None)
         path = known.weights_file(offline)
     else:
         path = None if weights is None else local_path(weights, offline)

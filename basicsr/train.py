@@ -5,6 +5,8 @@
 One optimizer step is one iteration. A killed run goes on, exactly, with --auto_resume.
 """
 
+from __future__ import annotations
+
 import sys
 from pathlib import Path
 
@@ -12,6 +14,8 @@ if not __package__:  # run as a script: its folder gives way to the checkout, be
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import argparse
+from contextlib import nullcontext
+from typing import TYPE_CHECKING
 
 import torch
 from tqdm import tqdm
@@ -33,6 +37,9 @@ from basicsr.utils.registry import UserError
 from basicsr.utils.seeding import derived_seed, seed_all
 from basicsr.utils.signals import StopRequest, stop_with_the_launcher
 
+if TYPE_CHECKING:
+    from basicsr.models.sharding import Sharding
+
 MOST_OVERFLOWS = 40  # fp16: that many halvings in a row and no loss scale fits
 
 
@@ -43,17 +50,20 @@ def main() -> int:
     opt = load_options(args.opt, True, [*args.force_yml, *args.overrides])
     if args.debug:
         opt = load_options(args.opt, True, [*args.force_yml, *args.overrides, *debug_overrides(opt.name)])
+    sharding = asked_sharding(opt)
     with launched(opt) as accelerator:
-        return dry_run(opt, accelerator) if args.dry_run else train(opt, accelerator, args.auto_resume)
+        if args.dry_run:
+            return dry_run(opt, accelerator, sharding)
+        return train(opt, accelerator, args.auto_resume, sharding)
 
 
-def train(opt: Options, accelerator, auto_resume: bool) -> int:
+def train(opt: Options, accelerator, auto_resume: bool, sharding: Sharding | None = None) -> int:
     """The whole run; returns the exit status: 0, or 128 plus the signal that stopped it early."""
     loader, dataset = build_train_loader(opt, accelerator.process_index, accelerator.num_processes)
     check_datasets([dataset])
     degrade = build_degradation(opt, accelerator.device, accelerator.num_processes)
     seed_all(derived_seed(opt.manual_seed))  # the same first weights on every process
-    model = build_model(opt).prepare(accelerator, asked_sharding())
+    model = build_model(opt).prepare(accelerator, sharding)
     evaluation = Evaluation(opt, model, accelerator) if opt.val.val_freq else None
     per_iteration = stream_of(loader).batch_size * accelerator.num_processes * opt.train.gradient_accumulation_steps
     experiment = Experiment(opt, accelerator, resume=auto_resume or bool(opt.path.resume_state))
@@ -101,9 +111,11 @@ def validate(evaluation: Evaluation, experiment: Experiment, model: BaseModel, i
         stem = Path(lq_path).stem
         return experiment.folder / 'visualization' / stem / f'{stem}_{iteration}.png'
 
-    with model.whole():
-        for name, rows in evaluation(image_path if model.opt.val.save_img else None):
-            experiment.report(model, iteration, name, means(rows))
+    whole = nullcontext() if model.sharding is None else model.sharding.whole(model.nets.values())
+    with whole:
+        results = list(evaluation(image_path if model.opt.val.save_img else None))
+    for name, rows in results:
+        experiment.report(model, iteration, name, means(rows))
 
 
 def tolerate(error: NonFiniteLoss, skipped: int, model: BaseModel, iteration: int, files: list[str]) -> None:
@@ -134,6 +146,9 @@ def describe(opt: Options, model: BaseModel, dataset, per_iteration: int) -> Non
         accelerator.mixed_precision,
         counts,
     )
+    if model.sharding is not None:
+        shared = sum(model.sharding.shared(model.bare(label)) for label in model.nets)
+        LOGGER.info('FSDP: %s frozen parameters are split among %d processes', f'{shared:,}', accelerator.num_processes)
     LOGGER.info(
         '%d training items, %d per iteration; %d iterations in all', len(dataset), per_iteration, opt.train.total_iter
     )

@@ -64,7 +64,7 @@ def export(args: argparse.Namespace) -> None:
             for label, state in states.items()
         }
     origin = about_weights(args.model, args.weights)
-    card = {} if args.half else origin.card  # half precision has other results
+    card = {} if args.half or args.opt else origin.card  # of half precision and of other options there are others
     about = Description(
         described(model.opt, tuple(labels)),
         scores_card(args.scores) if args.scores else card,

@@ -77,7 +77,7 @@ def main() -> int:
     print('exporting: seconds for a small network, minutes for one of many layers', file=sys.stderr)
     about = about_weights(args.model, args.weights)
     if args.opt or not about.options:
-        about = replace(about, options=described(model.opt, tuple(needed_networks(model.opt))))
+        about = replace(about, options=described(model.opt, tuple(needed_networks(model.opt))), card={})
     content = onnx_content(model, about)
     differences = compared(content, model)
     for shape, difference in differences.items():

@@ -7,7 +7,7 @@ Each row is one image: first gt as the data set crops it (not flipped), then sev
 neighbour, with the main parameters below. gt is sharpened where training's is. Images that are smaller than the crop of
 the option file are shown as far as they reach, even where training would refuse them.
 OUT.png is the sheet; OUT_histograms.png has the parameters of --number-of-draws draws (it needs matplotlib: pip
-install 'basicsr[plots]'; without, they are printed as a table). Where the option file reads lq from disk, the sheet
+install -e '.[plots]'; without, they are printed as a table). Where the option file reads lq from disk, the sheet
 shows pairs as training cuts them. The training data need not be there otherwise: images come from -i.
 """
 

@@ -199,7 +199,7 @@ def test_a_model_shows_the_settings_that_it_has(opened):
             .filter((one) => one.checkVisibility()).map((one) => one.id)""")  # at once: they come and go
         return {name.removeprefix('control-') for name in names}
 
-    assert shown() == {'color_fix', 'tile'}
+    wait_until(lambda: shown() == {'color_fix', 'tile'})
     for name, controls in (
         ('SR3-demo_x4', {'steps', 'sampler', 'color_fix', 'seed', 'tile'}),
         ('ITER-demo_x4', {'T', 'threshold', 'sampling', 'color_fix', 'seed', 'tile'}),
@@ -216,7 +216,10 @@ def test_a_model_shows_the_settings_that_it_has(opened):
 def in_view(page, selector: str) -> bool:
     """Whether all of something lies in the window."""
     box, window = page.locator(selector).bounding_box(), page.viewport_size
-    return box['x'] >= 0 and box['y'] >= 0 and box['y'] + box['height'] <= window['height']
+    if box is None:
+        return False
+    right, bottom = box['x'] + box['width'], box['y'] + box['height']
+    return box['x'] >= 0 and box['y'] >= 0 and right <= window['width'] and bottom <= window['height']
 
 
 def test_words_buttons_and_result_are_in_view_however_many_settings_there_are(opened, tmp_path):

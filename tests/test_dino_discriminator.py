@@ -130,7 +130,7 @@ def test_without_timm_the_install_command_is_said(monkeypatch):
     for name in [name for name in sys.modules if name.partition('.')[0] == 'timm']:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, 'timm', None)
-    with pytest.raises(UserError, match=r"needs the package timm: pip install 'basicsr\[s3diff\]'"):
+    with pytest.raises(UserError, match=r"needs the package timm: pip install -e '\.\[s3diff\]'"):
         tiny()
 
 

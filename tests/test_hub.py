@@ -239,9 +239,9 @@ def test_a_hub_that_does_not_answer_is_asked_once_and_said_in_the_command_s_one_
         (os.environ['HF_ENDPOINT'], 'the hub answers 503'),
         ('http://127.0.0.1:9', r'the hub cannot be reached \(.*refused.*\)'),
     ):
-        environment = {**os.environ, 'HF_ENDPOINT': endpoint, 'OMP_NUM_THREADS': '1'}
+        environment = {**os.environ, 'HF_ENDPOINT': endpoint, 'OMP_NUM_THREADS': '1', 'BASICSR_OFFLINE': ''}
         command = [sys.executable, str(ROOT / 'inference.py'), '-m', f'hf:{NAME}', '-i', str(ROOT / 'testset/lq_x2')]
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
         assert done.returncode == 2 and not done.stdout
         assert re.fullmatch(f'Error: {NAME}: {reason}\n', done.stderr)
     assert [one for one in asked if NAME in one] == [f'HEAD /{NAME}/resolve/main/model.safetensors']

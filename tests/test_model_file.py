@@ -63,6 +63,10 @@ def test_what_a_file_says_of_itself_is_passed_on(monkeypatch, tmp_path):
     again = read_description(exported(monkeypatch, tmp_path, '--weights', str(other), '--half'))
     assert (again.licence, again.source, again.note) == (bundled.licence, bundled.source, bundled.note)
     assert again.card == {}, 'half precision has other results'
+    options = tmp_path / 'other.yml'
+    options.write_text(bundled.options)
+    given = '--opt', str(options), '--weights', str(other), '--overwrite'
+    assert read_description(exported(monkeypatch, tmp_path, *given)).card == {}, 'other options have other results'
 
 
 def test_spandrel_still_reads_atd(tmp_path):

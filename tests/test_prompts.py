@@ -186,5 +186,5 @@ def test_a_missing_file_and_a_missing_package_are_named(folder, tmp_path, monkey
     with pytest.raises(UserError, match='no such file'):
         read_prompts(tmp_path / 'p.safetensors', 'sharp', 'dull')
     monkeypatch.setitem(sys.modules, 'transformers', None)
-    with pytest.raises(UserError, match=r"needs the package transformers: pip install 'basicsr\[s3diff\]'"):
+    with pytest.raises(UserError, match=r"needs the package transformers: pip install -e '\.\[s3diff\]'"):
         encode(folder, ('sharp',))

@@ -247,8 +247,9 @@ def test_maps_keep_their_values():
 @pytest.mark.parametrize(
     ('settings', 'fault'),
     [
+        ({'color_strength': 0.5}, 'color_strength 0.5 is of a color_fix, and there is none'),
         ({'color_fix': 'wavlet'}, "'wavlet' is not a known colour fix; did you mean 'wavelet'"),
-        ({'color_strength': 1.5}, 'color_strength is from 0 to 1, got 1.5'),
+        ({'color_fix': 'adain', 'color_strength': 1.5}, 'color_strength is from 0 to 1, got 1.5'),
     ],
 )
 def test_a_colour_fix_that_does_not_exist_is_refused(settings, fault):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -14,7 +13,7 @@ from basicsr.models.ema import WeightAverage
 from basicsr.models.optimizers import LearningRates, build_optimizer
 from basicsr.utils.checkpoint import load_network, load_pretrained
 from basicsr.utils.options import Options
-from basicsr.utils.registry import ARCH_REGISTRY, LOSS_REGISTRY, OptionError
+from basicsr.utils.registry import ARCH_REGISTRY, LOSS_REGISTRY
 
 if TYPE_CHECKING:
     from basicsr.models.sharding import Sharding
@@ -53,17 +52,18 @@ class BaseModel:
         self._load_pretrained()
 
     @classmethod
-    def check_needs(cls, opt: Options) -> None:
-        """Raise UserError for what is lacking beside the weights: said before these are downloaded."""
+    def check_needs(cls, opt: Options, offline: bool | None) -> None:
+        """Fetch what restoring needs beside the weights, before these; raises UserError for what cannot be had.
+
+        Args:
+            offline: download nothing; None asks the environment.
+        """
 
     def prepare(self, accelerator, sharding: Sharding | None = None) -> BaseModel:
         """Put everything where it trains: device, memory format, losses, optimizers, wrapping for several processes."""
         self.accelerator, train = accelerator, self.opt.train
-        if sharding is not None and accelerator.num_processes > 1:
-            for option in ('compile', 'channels_last'):
-                if getattr(train, option):
-                    raise OptionError(f'train:{option}: not with weights that FSDP splits', ('train', option))
-            self.sharding = sharding
+        self.sharding = sharding
+        if sharding is not None:
             sharding.apply(self.nets, accelerator.device.type, accelerator.num_processes)
         self.to(accelerator.device)
         for label, section in train.losses.items():
@@ -78,7 +78,11 @@ class BaseModel:
         for label in self.optimizers:
             if train.compile:
                 self.nets[label].compile()
-            self.nets[label], self.optimizers[label] = accelerator.prepare(self.nets[label], self.optimizers[label])
+            if sharding is None:
+                self.nets[label], self.optimizers[label] = accelerator.prepare(self.nets[label], self.optimizers[label])
+            else:
+                self.nets[label] = sharding.wrapped(self.nets[label], accelerator)
+                self.optimizers[label] = accelerator.prepare(self.optimizers[label])
             if accelerator.num_processes > 1:  # d runs twice before a backward pass, which needs its buffers unchanged
                 self.nets[label].broadcast_buffers = False
         return self
@@ -92,10 +96,6 @@ class BaseModel:
         for net in (*self.nets.values(), *(average.net for average in self.averages.values())):
             net.to(device=self.device, dtype=dtype, memory_format=memory_format)
         return self
-
-    def whole(self) -> AbstractContextManager[None]:
-        """A context in which each process has all weights, see Sharding; all processes enter and leave it at once."""
-        return nullcontext() if self.sharding is None else self.sharding.whole(self.nets.values())
 
     @property
     def trained(self) -> list[nn.Module]:

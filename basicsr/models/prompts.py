@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -79,7 +80,7 @@ def text_encoder(folder: Path) -> nn.Module:
     transformers, file = optional('transformers', 's3diff'), weights_file(folder.parent, folder.name)
     variant = 'fp16' if '.fp16.' in file.name else None
     try:
-        with _quiet(transformers):
+        with _quiet(transformers), _whole_weights():
             net, report = transformers.CLIPTextModel.from_pretrained(
                 folder, dtype=torch.float32, local_files_only=True, output_loading_info=True, variant=variant
             )
@@ -89,6 +90,17 @@ def text_encoder(folder: Path) -> nn.Module:
     if missing:
         raise CheckpointError(f'{file}: is no CLIP text encoder: {len(missing)} missing: {", ".join(missing[:10])}')
     return net.eval()
+
+
+@contextlib.contextmanager
+def _whole_weights() -> Iterator[None]:
+    """Inside, transformers reads weights on each process; under FSDP it would do so on the first alone."""
+    with_fsdp = os.environ.pop('ACCELERATE_USE_FSDP', None)
+    try:
+        yield
+    finally:
+        if with_fsdp is not None:
+            os.environ['ACCELERATE_USE_FSDP'] = with_fsdp
 
 
 def write_prompts(file: Path, prompts: Prompts, positive: str, negative: str) -> None:

@@ -57,6 +57,8 @@ class Restorer:
             raise UserError(f'{color_fix!r} is not a known colour fix; {suggestion(color_fix, FIXES)}')
         if not 0 <= color_strength <= 1:
             raise UserError(f'color_strength is from 0 to 1, got {color_strength}')
+        if color_fix == 'none' and color_strength != 1:
+            raise UserError(f'color_strength {color_strength} is of a color_fix, and there is none')
         if maps and not hasattr(model, 'restore_with_maps'):
             raise UserError(f'{type(model).__name__} has no maps beside the image')
         self.model, self.tile, self.overlap, self.tile_batch = model, tile, overlap, tile_batch
@@ -91,9 +93,14 @@ class Restorer:
     def _in_colors_of(self, lq: Tensor, sr: Tensor) -> Tensor:
         if self.color_fix == 'none':
             return sr
-        enlarged = F.interpolate(lq.to(sr), sr.shape[-2:], mode='bilinear', align_corners=False)
-        image, maps = sr[:, : lq.shape[1]], sr[:, lq.shape[1] :]
-        return torch.cat([fix_color(image, enlarged, self.color_fix, self.color_strength), maps], 1)
+        try:
+            enlarged = F.interpolate(lq.to(sr), sr.shape[-2:], mode='bilinear', align_corners=False)
+            image, maps = sr[:, : lq.shape[1]], sr[:, lq.shape[1] :]
+            return torch.cat([fix_color(image, enlarged, self.color_fix, self.color_strength), maps], 1)
+        except RuntimeError as error:
+            if sr.device.type == 'cpu' or not _is_out_of_memory(error):
+                raise
+        return self._in_colors_of(lq.cpu(), sr.cpu())  # the host has room for some more images of that size
 
     def _mean(self, lq: Tensor, context: dict, transforms: range, progress: Callable | None) -> Tensor:
         total = None

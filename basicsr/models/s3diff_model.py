@@ -127,10 +127,10 @@ class S3DiffModel(BaseModel):
             self.training = S3DiffTraining(self, neg_prob, generator_steps, gradient_checkpointing)
 
     @classmethod
-    def check_needs(cls, opt: Options) -> None:
+    def check_needs(cls, opt: Options, offline: bool | None) -> None:
         optional('diffusers', 's3diff')
         if sd_path := opt.model.get('sd_path'):
-            sd_folder(sd_path, needed_parts(opt.model.get('prompt_embeddings')))
+            sd_folder(sd_path, needed_parts(opt.model.get('prompt_embeddings')), offline)
 
     def training_step(self, batch: dict) -> dict[str, Tensor]:
         return self.training.step(batch)

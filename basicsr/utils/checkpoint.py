@@ -54,11 +54,11 @@ def read_checkpoint(path: str | Path, verify: bool = True) -> dict:
     except CheckpointError:
         raise
     except (Refused, pickle.UnpicklingError) as error:
-        if not start.startswith((b'PK', b'\x80')):  # as files of torch do, and pickles since Python 3
-            raise CheckpointError(f'{path}: is no checkpoint (refused, nothing was executed)') from None
         lines = [line.strip() for line in str(error).splitlines() if 'Unsupported' in line or 'GLOBAL' in line]
         lines = [str(error)] if isinstance(error, Refused) else lines
         reason = lines[0][:160] if lines else 'not a checkpoint'
+        if 'GLOBAL' not in reason and not start.startswith((b'PK', b'\x80')):  # as files of torch do
+            raise CheckpointError(f'{path}: is no checkpoint (refused, nothing was executed)') from None
         raise CheckpointError(
             f'{path}: refused, nothing was executed: it holds more than tensors and plain values ({reason})'
         ) from None

@@ -105,10 +105,18 @@ def find_partners(sources: Sequence[Path], folder: Path) -> dict[Path, Path]:
     return {source: by_stem[source.stem] for source in sources}
 
 
-def prepare_folder(folder: Path) -> None:
-    """Make the folder and prove that a file can be written there. Raises UserError in one line."""
+def check_folder(folder: Path) -> None:
+    """Raise UserError for an output folder that cannot be made; nothing is made yet."""
     if folder.suffix.lower() in IMAGE_SUFFIXES and not folder.is_dir():
         raise UserError(f'{folder}: the output is a folder, not a file')
+    there = next(one for one in (folder, *folder.absolute().parents) if one.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        reason = 'may not be written' if there.is_dir() else 'is a file'
+        raise UserError(f'cannot write to the output folder {folder}: {there} {reason}')
+
+
+def prepare_folder(folder: Path) -> None:
+    """Make the folder and prove that a file can be written there. Raises UserError in one line."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as file:
