@@ -124,35 +124,39 @@ def system_reports(args: argparse.Namespace, device: str) -> list[dict]:
         '| network | lq | work | ours | transcription | time (CPU time) | target | memory | target | max difference |'
     )
     print('|---|---|---|---|---|---|---|---|---|---|')
-    reports = []
-    for row in SYSTEMS[args.command](args.shrink):
-        if args.only not in f'{row.title}, {row.kind} {row.dtype}':
-            continue
-        if args.side:
-            row = replace(row, side=args.side, width=0)
-        work = Work(row.kind, row.side, row.width or row.side, row.batch, row.scale, device, args.threads)
-        work = replace(work, channels=row.channels, level=row.level)
-        title = row.network['type']
-        ours = Variant(title, row.network, row.sources[0], dtype=row.dtype, constant_weights=row.constant_weights)
-        ours = ours if row.model is None else replace(ours, model=row.model)
-        variants = ours, Variant(f'{title}Reference', row.network, row.sources[1])
-        # A row has a process of its own: what ran before decides how malloc serves what comes next.
-        with ProcessPoolExecutor(1, mp_context=get_context('spawn')) as fresh:
-            report = fresh.submit(compare, *variants, work, args.repeats, args.memory).result()
-        report |= {'title': row.title, 'target': {'seconds': row.most_time, 'peak_bytes': row.most_memory}}
-        reports.append(report)
-        memory = report['ratio'].get('peak_bytes')
-        cells = [
-            row.title,
-            f'{row.batch} of {work.height}x{work.width}',
-            f'{row.kind} {row.dtype}',
-            f'{report["ours"]["seconds"]:.3f} s',
-            f'{report["other"]["seconds"]:.3f} s',
-            f'{report["ratio"]["seconds"]:.2f} ({report["ratio"]["cpu_seconds"]:.2f})',
-            f'{row.most_time or "-"}',
-            '-' if memory is None else f'{memory:.2f}',
-            f'{row.most_memory or "-"}',
-            f'{report["difference"]["max"]:.1e}',
-        ]
-        print(f'| {" | ".join(cells)} |', flush=True)
-    return reports
+    rows = [
+        replace(row, side=args.side, width=0) if args.side else row
+        for row in SYSTEMS[args.command](args.shrink)
+        if args.only in f'{row.title}, {row.kind} {row.dtype}'
+    ]
+    # A row has a process of its own: what ran before decides how malloc serves what comes next. Shrunken rows, whose
+    # times mean nothing, share one.
+    share = None if args.shrink else 1
+    with ProcessPoolExecutor(1, mp_context=get_context('spawn'), max_tasks_per_child=share) as workers:
+        return [_reported(row, args, device, workers) for row in rows]
+
+
+def _reported(row: Row, args: argparse.Namespace, device: str, workers: ProcessPoolExecutor) -> dict:
+    work = Work(row.kind, row.side, row.width or row.side, row.batch, row.scale, device, args.threads)
+    work = replace(work, channels=row.channels, level=row.level)
+    title = row.network['type']
+    ours = Variant(title, row.network, row.sources[0], dtype=row.dtype, constant_weights=row.constant_weights)
+    ours = ours if row.model is None else replace(ours, model=row.model)
+    variants = ours, Variant(f'{title}Reference', row.network, row.sources[1])
+    report = workers.submit(compare, *variants, work, args.repeats, args.memory).result()
+    report |= {'title': row.title, 'target': {'seconds': row.most_time, 'peak_bytes': row.most_memory}}
+    memory = report['ratio'].get('peak_bytes')
+    cells = [
+        row.title,
+        f'{row.batch} of {work.height}x{work.width}',
+        f'{row.kind} {row.dtype}',
+        f'{report["ours"]["seconds"]:.3f} s',
+        f'{report["other"]["seconds"]:.3f} s',
+        f'{report["ratio"]["seconds"]:.2f} ({report["ratio"]["cpu_seconds"]:.2f})',
+        f'{row.most_time or "-"}',
+        '-' if memory is None else f'{memory:.2f}',
+        f'{row.most_memory or "-"}',
+        f'{report["difference"]["max"]:.1e}',
+    ]
+    print(f'| {" | ".join(cells)} |', flush=True)
+    return report
