@@ -17,6 +17,8 @@ from statistics import fmean
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from exporting import check_export, export_parser
+
 from basicsr.hub import push_to_hub
 from basicsr.model_file import Description, described, read_description, write_model_file
 from basicsr.restoring import about_weights, load_model, needed_networks
@@ -25,26 +27,16 @@ from basicsr.utils.registry import UserError
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('-m', '--model', metavar='NAME', help='a model that inference.py --list shows')
-    parser.add_argument('--opt', metavar='FILE', help='in place of -m: the option file that describes the model')
-    parser.add_argument('--weights', metavar='FILE|URL', help='with --opt: its weights; alone: a model file')
-    parser.add_argument('-o', '--output', type=Path, required=True, metavar='FILE', help='the .safetensors to write')
+    parser = export_parser(__doc__, '.safetensors')
     parser.add_argument('--half', action='store_true', help='floating-point tensors in half precision')
     parser.add_argument('--scores', type=Path, metavar='CSV', help='scores.csv of test.py: their means are written too')
     parser.add_argument('--licence', default='', help='of the weights; of a model with a name: as --list says')
     parser.add_argument('--source', default='', help='where the weights come from')
     parser.add_argument('--note', default='', help='a line for people')
-    parser.add_argument('--overwrite', action='store_true', help='replace an existing file, and the card of --push-to')
     parser.add_argument('--push-to', metavar='OWNER/NAME', help='put it on the Hugging Face hub, with a model card')
     parser.add_argument('--private', action='store_true', help='with --push-to: a new repository is private')
     args = parser.parse_args()
-    if bool(args.model) == bool(args.opt or args.weights):
-        raise UserError('name the model, either by -m or by --opt and --weights')
-    if args.output.suffix != '.safetensors':
-        raise UserError(f'{args.output}: a model file ends in .safetensors')
-    if args.output.exists() and not args.overwrite:
-        raise UserError(f'{args.output} exists; --overwrite replaces it')
+    check_export(args, '.safetensors', 'a model file')
     export(args)
     about = read_description(args.output)
     print(f'{args.output}: {args.output.stat().st_size:,} bytes\n{about.options.rstrip()}')

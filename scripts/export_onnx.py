@@ -9,7 +9,6 @@ file computes in onnxruntime is compared with PyTorch for several sizes before i
 scale, the options, the licence and the source, as those of scripts/export_model.py do.
 """
 
-import argparse
 import contextlib
 import io
 import json
@@ -23,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 import torch
+from exporting import check_export, export_parser
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -58,19 +58,9 @@ class Restoring(nn.Module):
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('-m', '--model', metavar='NAME', help='a model that inference.py --list shows')
-    parser.add_argument('--opt', metavar='FILE', help='in place of -m: the option file that describes the model')
-    parser.add_argument('--weights', metavar='FILE|URL', help='with --opt: its weights; alone: a model file')
-    parser.add_argument('-o', '--output', type=Path, required=True, metavar='FILE', help='the .onnx to write')
-    parser.add_argument('--overwrite', action='store_true', help='replace an existing file')
+    parser = export_parser(__doc__, '.onnx')
     args = parser.parse_args()
-    if bool(args.model) == bool(args.opt or args.weights):
-        raise UserError('name the model, either by -m or by --opt and --weights')
-    if args.output.suffix != '.onnx':
-        raise UserError(f'{args.output}: an ONNX file ends in .onnx')
-    if args.output.exists() and not args.overwrite:
-        raise UserError(f'{args.output} exists; --overwrite replaces it')
+    check_export(args, '.onnx', 'an ONNX file')
     for module in ('onnx', 'onnxscript', 'onnxruntime'):
         optional(module, 'onnx')
     model = load_model(args.model, args.opt, args.weights, offline=False)

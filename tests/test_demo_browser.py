@@ -6,7 +6,6 @@ Needs Chromium on the machine (Debian: apt-get install chromium) and pip install
 import importlib.util
 import io
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -19,23 +18,17 @@ from urllib.request import urlopen
 
 import numpy as np
 import pytest
+from browser import chromium
 from PIL import Image
+from playwright.sync_api import expect
 
 from basicsr.models.restorer import Restorer
 from basicsr.restoring import load_model
 from basicsr.utils.image import read_image, to_tensor, to_uint8, write_image
 
-CHROMIUM = next(
-    (found for name in ('chromium', 'chromium-browser', 'google-chrome') if (found := shutil.which(name))), ''
-)
-try:
-    from playwright.sync_api import expect, sync_playwright
-except ImportError:
-    pytest.skip("playwright is missing: pip install -e '.[browser-tests]'", allow_module_level=True)
 if importlib.util.find_spec('gradio') is None:
     pytest.skip("gradio is missing: pip install -e '.[demo]'", allow_module_level=True)
-if not CHROMIUM:
-    pytest.skip('no Chromium on this machine (Debian: apt-get install chromium)', allow_module_level=True)
+
 
 ROOT = Path(__file__).resolve().parents[1]
 PATIENCE = 60_000  # milliseconds: other work may share the machine
@@ -70,10 +63,8 @@ def demo(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def browser():
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM)
-        yield browser
-        browser.close()
+    with chromium() as found:
+        yield found
 
 
 @pytest.fixture

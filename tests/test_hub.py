@@ -7,9 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
-import threading
-from functools import partial
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from contextlib import ExitStack
 from pathlib import Path
 
 import huggingface_hub
@@ -17,6 +15,7 @@ import huggingface_hub.constants
 import pytest
 import torch
 import yaml
+from hub_server import COMMIT, HubHandler, serving
 from safetensors.torch import save_file
 from training_fixture import ROOT
 
@@ -30,7 +29,7 @@ from basicsr.utils.registry import UserError
 sys.path.insert(0, str(ROOT / 'scripts'))
 import export_model
 
-NAME, COMMIT = 'somebody/tiny', 'c' * 40
+NAME = 'somebody/tiny'
 NETWORK = '{type: RCAN, upscale: 2, num_feat: 16, num_group: 1, num_block: 1}'
 OPTIONS = f'name: tiny\nmodel_type: SRModel\nscale: 2\nnetwork_g: {NETWORK}\n'
 ABOUT = Description(OPTIONS, {'Set5': {'psnr': 30.25, 'ssim': 0.9}, 'Own': {'psnr': 25.0}}, 'CC-BY-4.0', 'us', 'small')
@@ -45,12 +44,8 @@ def tiny(tmp_path_factory) -> Path:
     return path
 
 
-class Hub(BaseHTTPRequestHandler):
+class Hub(HubHandler):
     """What huggingface_hub asks of the hub to read and to write a repository that is a folder."""
-
-    def __init__(self, *args, folder: Path, asked: list, status: int):
-        self.folder, self.asked, self.status = folder, asked, status
-        super().__init__(*args)
 
     def do_GET(self) -> None:
         path = self.path.partition('?')[0]
@@ -94,20 +89,6 @@ class Hub(BaseHTTPRequestHandler):
                 }
             )
 
-    def answer_json(self, content: dict) -> None:
-        self.answer(200, json.dumps(content).encode(), {'Content-Type': 'application/json'})
-
-    def answer(self, status: int, content: bytes, headers: dict | None = None) -> None:
-        self.send_response(status)
-        for name, value in {'Content-Length': str(len(content)), **(headers or {})}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        if self.command != 'HEAD':
-            self.wfile.write(content)
-
-    def log_message(self, *args) -> None:
-        pass
-
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch) -> Path:
@@ -123,23 +104,17 @@ def cache(tmp_path, monkeypatch) -> Path:
 @pytest.fixture
 def hub(tmp_path, cache, monkeypatch):
     """Starts a stand-in whose one repository has these files; gives its folder and what it was asked."""
-    servers = []
 
     def start(*files: Path, status: int = 200) -> tuple[Path, list[str]]:
         folder, asked = tmp_path / 'hub', []
         folder.mkdir()
         for file in files:
             shutil.copy(file, folder)
-        handler = partial(Hub, folder=folder, asked=asked, status=status)
-        servers.append(ThreadingHTTPServer(('127.0.0.1', 0), handler))
-        threading.Thread(target=servers[0].serve_forever, args=(0.02,), daemon=True).start()
-        monkeypatch.setenv('HF_ENDPOINT', f'http://127.0.0.1:{servers[0].server_port}')
+        monkeypatch.setenv('HF_ENDPOINT', servers.enter_context(serving(Hub, folder, asked, status)))
         return folder, asked
 
-    yield start
-    for server in servers:
-        server.shutdown()
-        server.server_close()
+    with ExitStack() as servers:
+        yield start
 
 
 def restored(model) -> torch.Tensor:

@@ -5,25 +5,15 @@ Needs Chromium on the machine (Debian: apt-get install chromium) and pip install
 
 import base64
 import io
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from browser import chromium
 from PIL import Image
 from report_files import made, make_results, make_training, noise
 
 from basicsr.utils.image import write_image
-
-CHROMIUM = next(
-    (found for name in ('chromium', 'chromium-browser', 'google-chrome') if (found := shutil.which(name))), ''
-)
-try:
-    from playwright.sync_api import sync_playwright
-except ImportError:
-    pytest.skip("playwright is missing: pip install -e '.[browser-tests]'", allow_module_level=True)
-if not CHROMIUM:
-    pytest.skip('no Chromium on this machine (Debian: apt-get install chromium)', allow_module_level=True)
 
 SIZE = {'width': 1200, 'height': 900}
 GT, A, B, LQ = noise(3, 48, 64), noise(1, 48, 64), noise(3, 48, 64), noise(4, 12, 16)  # b restores gt exactly
@@ -48,10 +38,8 @@ def report_file(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def browser():
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM)
-        yield browser
-        browser.close()
+    with chromium() as found:
+        yield found
 
 
 @pytest.fixture

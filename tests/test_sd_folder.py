@@ -3,15 +3,14 @@
 import json
 import shutil
 import sys
-import threading
-from functools import partial
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 
 import diffusers
 import huggingface_hub
 import pytest
+from hub_server import COMMIT, HubHandler, serving
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / 'scripts'))
 from make_tiny_sd import TINY_UNET, TINY_VAE, write_tiny_sd
@@ -20,7 +19,7 @@ from basicsr.utils.registry import UserError
 from basicsr.utils.sd_folder import accept_licence, check_config, sd_folder, weights_file
 
 ALL = ('unet', 'vae', 'text_encoder', 'tokenizer')
-HUB, COMMIT = 'stabilityai/sd-turbo', 'c' * 40
+HUB = 'stabilityai/sd-turbo'
 
 
 @pytest.fixture(scope='module')
@@ -40,12 +39,8 @@ def cache(tmp_path, monkeypatch) -> Path:
     return tmp_path / 'cache'
 
 
-class Hub(BaseHTTPRequestHandler):
+class Hub(HubHandler):
     """What huggingface_hub asks of the hub, answered from a folder."""
-
-    def __init__(self, *args, folder: Path, asked: list, status: int):
-        self.folder, self.asked, self.status = folder, asked, status
-        super().__init__(*args)
 
     def do_GET(self) -> None:
         path = self.path.partition('?')[0]
@@ -70,40 +65,20 @@ class Hub(BaseHTTPRequestHandler):
 
     do_HEAD = do_GET
 
-    def answer_json(self, content) -> None:
-        self.answer(200, json.dumps(content).encode(), {'Content-Type': 'application/json'})
-
-    def answer(self, status: int, content: bytes, headers: dict | None = None) -> None:
-        self.send_response(status)
-        for name, value in {'Content-Length': str(len(content)), **(headers or {})}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        if self.command == 'GET':
-            self.wfile.write(content)
-
-    def log_message(self, *args) -> None:
-        pass
-
 
 @pytest.fixture
 def hub(tiny, tmp_path, cache, monkeypatch):
     """Starts a stand-in for the hub with a tiny SD-Turbo and a large file beside it; gives what it was asked."""
-    servers = []
 
     def start(status: int = 200, lacking: str = '') -> list[str]:
         folder, asked = tmp_path / 'hub', []
         shutil.copytree(tiny, folder, ignore=shutil.ignore_patterns(lacking))
         (folder / 'sd_turbo.safetensors').write_bytes(bytes(1000))
-        handler = partial(Hub, folder=folder, asked=asked, status=status)
-        servers.append(ThreadingHTTPServer(('127.0.0.1', 0), handler))
-        threading.Thread(target=servers[0].serve_forever, args=(0.02,), daemon=True).start()
-        monkeypatch.setenv('HF_ENDPOINT', f'http://127.0.0.1:{servers[0].server_port}')
+        monkeypatch.setenv('HF_ENDPOINT', servers.enter_context(serving(Hub, folder, asked, status)))
         return asked
 
-    yield start
-    for server in servers:
-        server.shutdown()
-        server.server_close()
+    with ExitStack() as servers:
+        yield start
 
 
 def test_a_local_folder_is_taken_as_it_is(tiny, cache):
