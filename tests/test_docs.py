@@ -107,9 +107,11 @@ def test_a_command_has_a_script_with_such_arguments(page, line):
     if not found:
         assert line.split()[0] in ('python3', 'source', 'pip', 'mkdocs') or '-m basicsr info' in line, line
         return
-    script, arguments = ROOT / found[1], found[2]
-    shared = ('scripts/preparing.py', 'basicsr/utils/cli.py')
-    sources = [path.read_text() for path in (script, *(ROOT / name for name in shared))]
+    script, arguments = (ROOT / found[1]).read_text(), found[2]
+    shared = {'preparing': 'scripts', 'exporting': 'scripts', 'basicsr.utils.cli': '.'}
+    imported = [name for name in shared if f'from {name} ' in script]
+    files = [ROOT / shared[name] / f'{name.replace(".", "/")}.py' for name in imported]
+    sources = [script, *(file.read_text() for file in files)]
     for flag in re.findall(r'(?<!\S)--?[a-z][\w-]*', arguments):
         assert any(f"'{flag}'" in source for source in sources), f'{found[1]} has no {flag}'
     for pattern in re.findall(r'options/\S+', line):
